@@ -1,0 +1,47 @@
+// The token log of rolloutd: jobs, and one gap-free log of entries a trajectory. Format: replay/FORMAT.md.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "reprise/journal/v1/journal.pb.h"
+#include "storage/store.h"
+
+namespace reprise::replay {
+
+namespace journal = ::reprise::journal::v1;
+
+// The column families that a trajectory log needs, for StoreOptions::families.
+std::vector<std::string> TrajectoryLogFamilies();
+
+class TrajectoryLog {
+ public:
+  static absl::StatusOr<std::unique_ptr<TrajectoryLog>> Open(storage::Store* store);
+  virtual ~TrajectoryLog() = default;
+
+  virtual absl::Status PutJob(const journal::JobRecord& job) = 0;  // durable on return
+  virtual absl::StatusOr<journal::JobRecord> GetJob(std::string_view job_id) = 0;
+  virtual absl::StatusOr<std::vector<journal::JobRecord>> ListJobs() = 0;
+
+  struct Append {
+    std::string trajectory_id;
+    uint64_t index = 0;  // must be the number of entries that this trajectory has (REQUIRES; checked)
+    journal::TrajectoryEntry entry;
+  };
+  // One batch for all: the tokens of one engine step. `done` runs once all are durable, or with the error.
+  virtual void AppendAsync(std::vector<Append> appends, std::function<void(absl::Status)> done) = 0;
+  // The same, waiting.
+  virtual absl::Status AppendAll(std::vector<Append> appends) = 0;
+
+  // All entries in order. NOT_FOUND when there are none; DATA_LOSS when the numbering has a gap.
+  virtual absl::StatusOr<std::vector<journal::TrajectoryEntry>> Read(std::string_view trajectory_id) = 0;
+  // Ids of the trajectories of a job ("" = all) that have entries, in order.
+  virtual absl::StatusOr<std::vector<std::string>> List(std::string_view job_id) = 0;
+};
+
+}  // namespace reprise::replay

@@ -1,0 +1,60 @@
+// What a trajectory's log adds up to: its tokens with mask, log-probabilities and versions, its segments, its calls,
+// and what it waits for. Folding the log is the only way this state is ever made, live or after a crash.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "reprise/journal/v1/journal.pb.h"
+
+namespace reprise::replay {
+
+namespace journal = ::reprise::journal::v1;
+
+struct Segment {
+  enum class Role { kPrompt, kSampled, kTool } role = Role::kPrompt;
+  uint64_t begin = 0, end = 0;  // token indices
+  uint32_t turn = 0;            // assistant turns before it
+  std::vector<std::string> call_ids;
+};
+
+struct CallState {
+  journal::CallIssued issued;
+  std::optional<journal::CallDone> done;
+};
+
+struct VersionSpan {
+  uint64_t version = 0, begin = 0, end = 0;  // token indices; sampled tokens only
+};
+
+struct TrajectoryState {
+  journal::TrajectoryStart start;
+  std::vector<int32_t> tokens;     // prompt included
+  std::vector<uint8_t> loss_mask;  // 1 = sampled
+  std::vector<float> logprobs;     // 0 off mask
+  std::string routed_experts;      // sampled tokens only, in order; empty when not recorded
+  std::vector<VersionSpan> version_spans;
+  std::vector<Segment> segments;
+  std::vector<CallState> calls;    // in the order in which they were issued
+  std::optional<journal::RewardDone> reward;
+  std::optional<journal::Sealed> sealed;
+  std::vector<journal::Resumed> resumed;
+  uint64_t entries = 0;            // length of the log
+  uint32_t turns = 0;              // assistant turns begun
+
+  // Adds the next entry. DATA_LOSS when it cannot follow what came before (position, order, double result).
+  absl::Status Apply(const journal::TrajectoryEntry& entry);
+  uint64_t prompt_len() const { return static_cast<uint64_t>(start.prompt_ids_size()); }
+};
+
+absl::StatusOr<TrajectoryState> Fold(const std::vector<journal::TrajectoryEntry>& entries);
+
+// SHA-256 chain over (ids, mask, logprobs, versions, routes) as replay/FORMAT.md writes it down.
+std::string TrajectoryDigest(const TrajectoryState& state);
+
+}  // namespace reprise::replay

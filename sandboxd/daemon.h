@@ -1,0 +1,35 @@
+// The sandbox daemon as an object: `sandboxd` runs one alone, `reprise up` and the embedded default run one beside
+// rolloutd. Owns its parts in start order: store, call log, substrates, call manager, gRPC server.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "storage/store.h"
+
+namespace reprise::sandboxd {
+
+struct DaemonOptions {
+  std::string state_dir;                // STATE/sandboxd: journal, supervisors' sockets, scratch
+  std::vector<std::string> listen;      // gRPC addresses, e.g. "unix:/state/sandboxd.sock", "127.0.0.1:7070"
+  storage::Durability durability = storage::Durability::kFsync;
+  std::vector<std::string> bind_roots;  // host directories below which SandboxSpec.binds may lie; none by default
+  std::string helper_dir;               // where reprise-supervisor and reprise-agent are; "" = beside this program
+  int function_pool = 4;                // ready workers of the function tier
+  int function_max = 64;                // workers of the function tier in all
+  std::string containerd_address = "/run/containerd/containerd.sock";  // "" turns the container tier off
+};
+
+class Daemon {
+ public:
+  // Opens the journal, attaches to sandboxes and calls that outlived the last daemon, listens.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const DaemonOptions& options);
+  // Stops listening, detaches from running calls (they go on), closes the journal.
+  virtual ~Daemon() = default;
+  virtual const std::vector<std::string>& addresses() const = 0;  // as bound
+};
+
+}  // namespace reprise::sandboxd
