@@ -52,8 +52,13 @@ class CallLog {
   virtual absl::StatusOr<Found> FindById(std::string_view call_id) = 0;
 
   // Claims the id and writes INTENT; durable on return. ALREADY_EXISTS when another caller was first (then Find).
-  // Fills ordinal, digest, time and durability; the caller sets request, placement and boot_id.
+  // Fills ordinal, digest, time and durability; the caller sets request (with its secrets: they are redacted here,
+  // after the digest was taken), placement and boot_id.
   virtual absl::StatusOr<journal::CallIntent> Begin(journal::CallIntent intent) = 0;
+
+  // Moves a running call to another placement and drops its output; durable on return. Only for a call of which
+  // nothing ran, or which its caller allowed to run again. NOT_FOUND; ALREADY_EXISTS when it has a RESULT.
+  virtual absl::Status Rebind(std::string_view call_id, std::string_view placement, std::string_view boot_id) = 0;
 
   // Appends output (lazy durability). Older chunks are dropped once more than `kept_bytes` (over both streams)
   // are stored. `data` may be of any size; it is cut into chunks of at most 64 KiB.

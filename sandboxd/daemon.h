@@ -20,6 +20,7 @@ struct DaemonOptions {
   std::string helper_dir;               // where reprise-supervisor and reprise-agent are; "" = beside this program
   int function_pool = 4;                // ready workers of the function tier
   int function_max = 64;                // workers of the function tier in all
+  std::string token_file;               // bearer token that TCP clients must show; required to listen on TCP
   std::string containerd_address = "/run/containerd/containerd.sock";  // "" turns the container tier off
 };
 

@@ -97,6 +97,11 @@ class Substrate {
   virtual Attachment Reattach(const SandboxRef& sandbox, const std::string& placement, const std::string& call_id,
                               OutputPosition from, std::unique_ptr<CallSink>& sink) = 0;
 
+  // Every sandbox and call that the journal still needs was asked for by RecoverSandbox and Reattach: whatever else
+  // the last daemon left behind (calls whose RESULT is written, unused reservations, half-made sandboxes) may go.
+  // Called once, before the first new request. The default does nothing.
+  virtual void RecoveryDone();
+
   // Files. The default answers UNIMPLEMENTED with the reason.
   virtual absl::Status ReadFile(const SandboxRef& sandbox, const std::string& path,
                                 const std::function<absl::Status(std::string_view)>& chunk);
