@@ -1,0 +1,1 @@
+"""What train.py is made of: prompt text, vocabulary, tasks, model, sampled evaluation, checkpoint."""
