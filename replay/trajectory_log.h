@@ -1,4 +1,5 @@
-// The token log of rolloutd: jobs, and one gap-free log of entries a trajectory. Format: replay/FORMAT.md.
+// The token log of rolloutd: jobs, and one gap-free log of entries a trajectory. Format:
+// replay/FORMAT.md.
 #pragma once
 
 #include <functional>
@@ -30,16 +31,19 @@ class TrajectoryLog {
 
   struct Append {
     std::string trajectory_id;
-    uint64_t index = 0;  // must be the number of entries that this trajectory has (REQUIRES; checked)
+    uint64_t index =
+        0;  // must be the number of entries that this trajectory has (REQUIRES; checked)
     journal::TrajectoryEntry entry;
   };
-  // One batch for all: the tokens of one engine step. `done` runs once all are durable, or with the error.
+  // One batch for all: the tokens of one engine step. `done` runs once all are durable, or with the
+  // error.
   virtual void AppendAsync(std::vector<Append> appends, std::function<void(absl::Status)> done) = 0;
   // The same, waiting.
   virtual absl::Status AppendAll(std::vector<Append> appends) = 0;
 
   // All entries in order. NOT_FOUND when there are none; DATA_LOSS when the numbering has a gap.
-  virtual absl::StatusOr<std::vector<journal::TrajectoryEntry>> Read(std::string_view trajectory_id) = 0;
+  virtual absl::StatusOr<std::vector<journal::TrajectoryEntry>> Read(
+      std::string_view trajectory_id) = 0;
   // Ids of the trajectories of a job ("" = all) that have entries, in order.
   virtual absl::StatusOr<std::vector<std::string>> List(std::string_view job_id) = 0;
 };

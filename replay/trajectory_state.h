@@ -1,5 +1,6 @@
-// What a trajectory's log adds up to: its tokens with mask, log-probabilities and versions, its segments, its calls,
-// and what it waits for. Folding the log is the only way this state is ever made, live or after a crash.
+// What a trajectory's log adds up to: its tokens with mask, log-probabilities and versions, its
+// segments, its calls, and what it waits for. Folding the log is the only way this state is ever
+// made, live or after a crash.
 #pragma once
 
 #include <cstdint>
@@ -40,14 +41,15 @@ struct TrajectoryState {
   std::string routed_experts;      // sampled tokens only, in order; empty when not recorded
   std::vector<VersionSpan> version_spans;
   std::vector<Segment> segments;
-  std::vector<CallState> calls;    // in the order in which they were issued
+  std::vector<CallState> calls;  // in the order in which they were issued
   std::optional<journal::RewardDone> reward;
   std::optional<journal::Sealed> sealed;
   std::vector<journal::Resumed> resumed;
-  uint64_t entries = 0;            // length of the log
-  uint32_t turns = 0;              // assistant turns begun
+  uint64_t entries = 0;  // length of the log
+  uint32_t turns = 0;    // assistant turns begun
 
-  // Adds the next entry. DATA_LOSS when it cannot follow what came before (position, order, double result).
+  // Adds the next entry. DATA_LOSS when it cannot follow what came before (position, order, double
+  // result).
   absl::Status Apply(const journal::TrajectoryEntry& entry);
   uint64_t prompt_len() const { return static_cast<uint64_t>(start.prompt_ids_size()); }
 };

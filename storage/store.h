@@ -1,5 +1,6 @@
-// The RocksDB store of one daemon: column families, one committer thread that turns all queued writes into one
-// synced batch, and a sticky error after the first failed write. Format: storage/FORMAT.md.
+// The RocksDB store of one daemon: column families, one committer thread that turns all queued
+// writes into one synced batch, and a sticky error after the first failed write. Format:
+// storage/FORMAT.md.
 #pragma once
 
 #include <cstdint>
@@ -27,51 +28,60 @@ absl::StatusOr<Durability> ParseDurability(std::string_view name);
 using Family = int;
 
 struct StoreOptions {
-  std::string path;                   // directory; made when missing
-  std::vector<std::string> families;  // names, in an order that never changes; "default" is not among them
+  std::string path;  // directory; made when missing
+  std::vector<std::string>
+      families;  // names, in an order that never changes; "default" is not among them
   Durability durability = Durability::kFsync;
-  rocksdb::Env* env = nullptr;        // nullptr: the real disk; tests inject faults
+  rocksdb::Env* env = nullptr;          // nullptr: the real disk; tests inject faults
   size_t max_queued_bytes = 64u << 20;  // writers wait above this
 };
 
-// Writes that become visible and durable together. Values are payloads: the store frames them (version, CRC-32C).
+// Writes that become visible and durable together. Values are payloads: the store frames them
+// (version, CRC-32C).
 class Batch {
  public:
+  struct Op {
+    enum Kind : uint8_t { kPut, kDelete, kDeleteRange } kind;
+    Family family;
+    std::string key, value;  // value: payload of a put, end of a range
+  };
   void Put(Family family, std::string_view key, std::string_view payload);
   void Delete(Family family, std::string_view key);
   // Deletes [begin, end).
   void DeleteRange(Family family, std::string_view begin, std::string_view end);
   bool empty() const { return ops_.empty(); }
   size_t bytes() const { return bytes_; }
+  const std::vector<Op>& ops() const { return ops_; }
 
  private:
-  friend class Store;
-  struct Op {
-    enum Kind : uint8_t { kPut, kDelete, kDeleteRange } kind;
-    Family family;
-    std::string key, value;
-  };
   std::vector<Op> ops_;
   size_t bytes_ = 0;
 };
 
-enum class Sync { kDurable, kLazy };  // kLazy: visible at once, durable with the next durable commit at the latest
+enum class Sync {
+  kDurable,
+  kLazy
+};  // kLazy: visible at once, durable with the next durable commit at the latest
 
 class Store {
  public:
-  // Errors: UNAVAILABLE when another process holds the store; DATA_LOSS naming the file when it is corrupt.
+  // Errors: UNAVAILABLE when another process holds the store; DATA_LOSS naming the file when it is
+  // corrupt.
   static absl::StatusOr<std::unique_ptr<Store>> Open(const StoreOptions& options);
   virtual ~Store() = default;
 
-  // Payload of one key. NOT_FOUND; DATA_LOSS (naming family and key) when the frame's CRC does not match.
+  // Payload of one key. NOT_FOUND; DATA_LOSS (naming family and key) when the frame's CRC does not
+  // match.
   virtual absl::StatusOr<std::string> Get(Family family, std::string_view key) = 0;
-  // Calls `visit` for each key with `prefix`, in key order, until it returns an error (which is returned).
+  // Calls `visit` for each key with `prefix`, in key order, until it returns an error (which is
+  // returned).
   virtual absl::Status Scan(
       Family family, std::string_view prefix,
       const std::function<absl::Status(std::string_view key, std::string_view payload)>& visit) = 0;
 
-  // Queues a batch; `done` runs on the committer thread once it is as durable as `sync` and the store's
-  // durability ask, or with the error. Batches become visible in the order of their commits.
+  // Queues a batch; `done` runs on the committer thread once it is as durable as `sync` and the
+  // store's durability ask, or with the error. Batches become visible in the order of their
+  // commits.
   virtual void CommitAsync(Batch batch, Sync sync, std::function<void(absl::Status)> done) = 0;
   // The same, waiting.
   absl::Status Commit(Batch batch, Sync sync = Sync::kDurable);
@@ -81,7 +91,9 @@ class Store {
   virtual absl::Status health() const = 0;
   virtual Durability durability() const = 0;
   // Counters since Open: commits asked, groups written, syncs.
-  struct Stats { uint64_t batches = 0, groups = 0, syncs = 0, bytes = 0; };
+  struct Stats {
+    uint64_t batches = 0, groups = 0, syncs = 0, bytes = 0;
+  };
   virtual Stats stats() const = 0;
 };
 

@@ -1,0 +1,171 @@
+#include "replay/trajectory_log.h"
+
+#include <fmt/format.h>
+
+#include <map>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "base/status_macros.h"
+#include "replay/keys.h"
+
+namespace reprise::replay {
+namespace {
+
+enum TrajectoryFamily : storage::Family { kJobs, kHeads, kEntries };
+
+class TrajectoryLogImpl final : public TrajectoryLog {
+ public:
+  explicit TrajectoryLogImpl(storage::Store* store) : store_(store) {}
+
+  absl::Status PutJob(const journal::JobRecord& job) override {
+    storage::Batch batch;
+    batch.Put(kJobs, job.job_id(), job.SerializeAsString());
+    return store_->Commit(std::move(batch));
+  }
+
+  absl::StatusOr<journal::JobRecord> GetJob(std::string_view job_id) override {
+    absl::StatusOr<std::string> payload = store_->Get(kJobs, job_id);
+    if (absl::IsNotFound(payload.status())) {
+      return absl::NotFoundError(
+          fmt::format("there is no job \"{}\" in this state directory", job_id));
+    }
+    RETURN_IF_ERROR(payload.status());
+    return ParseJob(job_id, *payload);
+  }
+
+  absl::StatusOr<std::vector<journal::JobRecord>> ListJobs() override {
+    std::vector<journal::JobRecord> jobs;
+    RETURN_IF_ERROR(store_->Scan(
+        kJobs, "", [&](std::string_view key, std::string_view payload) -> absl::Status {
+          ASSIGN_OR_RETURN(journal::JobRecord job, ParseJob(key, payload));
+          jobs.push_back(std::move(job));
+          return absl::OkStatus();
+        }));
+    return jobs;
+  }
+
+  void AppendAsync(std::vector<Append> appends, std::function<void(absl::Status)> done) override {
+    absl::Status refused;
+    {
+      absl::MutexLock lock(&mutex_);
+      storage::Batch batch;
+      refused = FillBatch(appends, &batch);
+      if (refused.ok()) {
+        // Queued under the lock: the order of the log is the order of the numbers.
+        store_->CommitAsync(std::move(batch), storage::Sync::kDurable, std::move(done));
+        return;
+      }
+    }
+    done(refused);
+  }
+
+  absl::Status AppendAll(std::vector<Append> appends) override {
+    absl::Notification finished;
+    absl::Status result;
+    AppendAsync(std::move(appends), [&](absl::Status status) {
+      result = std::move(status);
+      finished.Notify();
+    });
+    finished.WaitForNotification();
+    return result;
+  }
+
+  absl::StatusOr<std::vector<journal::TrajectoryEntry>> Read(
+      std::string_view trajectory_id) override {
+    std::vector<journal::TrajectoryEntry> entries;
+    RETURN_IF_ERROR(store_->Scan(
+        kEntries, IdPrefix(trajectory_id),
+        [&](std::string_view key, std::string_view payload) -> absl::Status {
+          if (NumberOfKey(key) != entries.size()) {
+            return absl::DataLossError(fmt::format("trajectory \"{}\" lacks entry {} of its log",
+                                                   trajectory_id, entries.size()));
+          }
+          journal::TrajectoryEntry entry;
+          if (!entry.ParseFromArray(payload.data(), static_cast<int>(payload.size()))) {
+            return absl::DataLossError(
+                fmt::format("entry {} of trajectory \"{}\" is not a TrajectoryEntry",
+                            entries.size(), trajectory_id));
+          }
+          entries.push_back(std::move(entry));
+          return absl::OkStatus();
+        }));
+    if (entries.empty()) {
+      return absl::NotFoundError(
+          fmt::format("there is no trajectory \"{}\" in this state directory", trajectory_id));
+    }
+    return entries;
+  }
+
+  absl::StatusOr<std::vector<std::string>> List(std::string_view job_id) override {
+    std::vector<std::string> ids;
+    const std::string prefix = job_id.empty() ? "" : fmt::format("{}/", job_id);
+    RETURN_IF_ERROR(store_->Scan(kHeads, prefix, [&](std::string_view key, std::string_view) {
+      ids.emplace_back(key);
+      return absl::OkStatus();
+    }));
+    return ids;
+  }
+
+ private:
+  static absl::StatusOr<journal::JobRecord> ParseJob(std::string_view key,
+                                                     std::string_view payload) {
+    journal::JobRecord job;
+    if (!job.ParseFromArray(payload.data(), static_cast<int>(payload.size()))) {
+      return absl::DataLossError(fmt::format("the record of job \"{}\" is not a JobRecord", key));
+    }
+    return job;
+  }
+
+  // Checks every number before it takes any, so that a refused call changes nothing.
+  absl::Status FillBatch(const std::vector<Append>& appends, storage::Batch* batch)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    std::map<std::string, uint64_t> next;
+    for (const Append& append : appends) {
+      auto it = next.find(append.trajectory_id);
+      if (it == next.end()) {
+        ASSIGN_OR_RETURN(uint64_t length, Length(append.trajectory_id));
+        it = next.emplace(append.trajectory_id, length).first;
+      }
+      if (append.index != it->second) {
+        return absl::InvalidArgumentError(
+            fmt::format("trajectory \"{}\" has {} entries, so the next is not {}",
+                        append.trajectory_id, it->second, append.index));
+      }
+      ++it->second;
+      if (append.index == 0) batch->Put(kHeads, append.trajectory_id, "");
+      batch->Put(kEntries, IdNumberKey(append.trajectory_id, append.index),
+                 append.entry.SerializeAsString());
+    }
+    for (auto& [id, length] : next) length_[id] = length;
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<uint64_t> Length(const std::string& trajectory_id)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    auto it = length_.find(trajectory_id);
+    if (it != length_.end()) return it->second;
+    uint64_t length = 0;
+    RETURN_IF_ERROR(
+        store_->Scan(kEntries, IdPrefix(trajectory_id), [&](std::string_view, std::string_view) {
+          ++length;
+          return absl::OkStatus();
+        }));
+    return length_.emplace(trajectory_id, length).first->second;
+  }
+
+  storage::Store* const store_;
+  absl::Mutex mutex_;
+  std::map<std::string, uint64_t> length_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+std::vector<std::string> TrajectoryLogFamilies() { return {"jobs", "heads", "entries"}; }
+
+absl::StatusOr<std::unique_ptr<TrajectoryLog>> TrajectoryLog::Open(storage::Store* store) {
+  return std::make_unique<TrajectoryLogImpl>(store);
+}
+
+}  // namespace reprise::replay
