@@ -1,5 +1,5 @@
-// The DeepSeek-V4 chat format: messages to prompt, sampled text back to reasoning, content and tool calls.
-// Byte-exact with the published encoder; sources in docs/encoding.md.
+// The DeepSeek-V4 chat format: messages to prompt, sampled text back to reasoning, content and tool
+// calls. Byte-exact with the published encoder; sources in docs/encoding.md.
 #pragma once
 
 #include <string>
@@ -16,25 +16,29 @@ enum class ThinkingMode { kChat, kThinking };
 enum class Effort { kNone, kHigh, kMax };
 
 absl::StatusOr<ThinkingMode> ParseThinkingMode(std::string_view name);  // "chat" | "thinking"
-absl::StatusOr<Effort> ParseEffort(std::string_view name);              // "none" | "high" | "max" | ""
+absl::StatusOr<Effort> ParseEffort(std::string_view name);  // "none" | "high" | "max" | ""
 
 struct ChatOptions {
   ThinkingMode mode = ThinkingMode::kThinking;
   Effort effort = Effort::kNone;
   bool drop_thinking = true;
   bool add_bos = true;
-  // JSON array of tools in OpenAI form ({"type":"function","function":{...}} or the function object itself) that
-  // belong to the request; attached to the system message, or to an empty one in front. "" = none.
+  // JSON array of tools in OpenAI form ({"type":"function","function":{...}} or the function object
+  // itself) that belong to the request; attached to the system message, or to an empty one in
+  // front. "" = none.
   std::string tools_json;
 };
 
 // `messages_json`: a JSON array of messages, or an object {"messages": [...], "tools": [...]}.
-// The joined text of the pieces is the official rendering. INVALID_ARGUMENT names the message and the field.
-absl::StatusOr<std::vector<PromptPiece>> EncodeChat(std::string_view messages_json, const ChatOptions& options);
+// The joined text of the pieces is the official rendering. INVALID_ARGUMENT names the message and
+// the field.
+absl::StatusOr<std::vector<PromptPiece>> EncodeChat(std::string_view messages_json,
+                                                    const ChatOptions& options);
 
-// What follows an assistant turn that called tools (after its end-of-sentence token): the user turn with the
-// results, in call order, and the next assistant prefix.
-std::vector<PromptPiece> EncodeToolResults(const std::vector<std::string>& results, ThinkingMode mode);
+// What follows an assistant turn that called tools (after its end-of-sentence token): the user turn
+// with the results, in call order, and the next assistant prefix.
+std::vector<PromptPiece> EncodeToolResults(const std::vector<std::string>& results,
+                                           ThinkingMode mode);
 
 std::string JoinPieces(const std::vector<PromptPiece>& pieces);
 
@@ -51,12 +55,14 @@ struct ParsedTurn {
   std::string error;
 };
 
-// Parses one assistant turn as sampled (with or without its end-of-sentence text). `mode` says where it began:
-// inside reasoning (kThinking) or in content. Strict in what becomes a call: a malformed block gives `error` and no
-// calls, never a guessed one. Never fails: text that is no markup is content.
+// Parses one assistant turn as sampled (with or without its end-of-sentence text). `mode` says
+// where it began: inside reasoning (kThinking) or in content. Strict in what becomes a call: a
+// malformed block gives `error` and no calls, never a guessed one. Never fails: text that is no
+// markup is content.
 ParsedTurn ParseTurn(std::string_view text, ThinkingMode mode);
 
-// JSON text in the form that prompts use (Python's json.dumps with ensure_ascii=False): keys in order, ", " and
+// JSON text in the form that prompts use (Python's json.dumps with ensure_ascii=False): keys in
+// order, ", " and
 // ": ", floats by repr. INVALID_ARGUMENT for text that is not JSON.
 absl::StatusOr<std::string> PromptJson(std::string_view json);
 

@@ -1,5 +1,6 @@
-// Byte-level BPE from a Hugging Face tokenizer.json (spec: the DeepSeek-V4 tokenizer: three isolated splitting
-// passes, GPT-2 byte alphabet, added tokens matched leftmost-longest, no normalisation). Immutable, thread-safe.
+// Byte-level BPE from a Hugging Face tokenizer.json (spec: the DeepSeek-V4 tokenizer: three
+// isolated splitting passes, GPT-2 byte alphabet, added tokens matched leftmost-longest, no
+// normalisation). Immutable, thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,8 @@
 
 namespace reprise::engine {
 
-// A piece of a prompt. Added tokens are matched in markup only, so that a user's text can never forge one;
-// text on both sides of a border is still split and merged as one text.
+// A piece of a prompt. Added tokens are matched in markup only, so that a user's text can never
+// forge one; text on both sides of a border is still split and merged as one text.
 struct PromptPiece {
   std::string text;
   bool markup = false;
@@ -31,14 +32,15 @@ class Tokenizer {
   // `match_added`: whether added tokens in `text` become their ids.
   virtual std::vector<int32_t> Encode(std::string_view text, bool match_added = true) const = 0;
   virtual std::vector<int32_t> Encode(absl::Span<const PromptPiece> pieces) const = 0;
-  // Bytes of the tokens joined; may end inside a UTF-8 sequence. Ids outside the vocabulary give nothing.
+  // Bytes of the tokens joined; may end inside a UTF-8 sequence. Ids outside the vocabulary give
+  // nothing.
   virtual std::string Decode(absl::Span<const int32_t> ids) const = 0;
   // Bytes of one token.
   virtual std::string TokenBytes(int32_t id) const = 0;
   // Id of an added token by its text.
   virtual std::optional<int32_t> AddedTokenId(std::string_view text) const = 0;
   virtual bool IsAddedToken(int32_t id) const = 0;
-  virtual int32_t vocab_size() const = 0;  // highest id + 1
+  virtual int32_t vocab_size() const = 0;         // highest id + 1
   virtual const std::string& digest() const = 0;  // SHA-256 of the file, hexadecimal
 };
 
