@@ -44,7 +44,7 @@ def architecture(vocab_size: int) -> Config:
             "beta_slow": 1,
         },
         "max_position_embeddings": 1048576,
-        "index_n_heads": 8,
+        "index_n_heads": 32,
         "index_head_dim": 32,
         "index_topk": 16,
         "n_routed_experts": 8,
