@@ -1,0 +1,217 @@
+// The attention sublayer: low-rank queries, one key-value vector a token, compressed entries with
+// or without an indexer, sinks, rotation back, grouped low-rank output.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "engine/forward_pass.h"
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/indexer.h"
+#include "kernels/cpu/rmsnorm.h"
+#include "kernels/cpu/rope.h"
+
+namespace reprise::engine {
+namespace {
+
+namespace cpu = kernels::cpu;
+
+// Scratch of one thread between rows.
+struct RowScratch {
+  std::vector<const float*> rows;
+  std::vector<float> logits, scores, tile;
+  std::vector<int32_t> selected;
+};
+
+RowScratch& ThreadScratch() {
+  thread_local RowScratch scratch;
+  return scratch;
+}
+
+}  // namespace
+
+void ForwardPass::Rotate(float* x, int64_t n, int64_t row, bool inverse) const {
+  const int64_t pairs = c_.rope_dim / 2;
+  const float* at =
+      workspace_->buffers[kAngles].data() + row * 4 * pairs + (compress_table_ ? 2 * pairs : 0);
+  cpu::ApplyRope(x, n, pairs, at, at + pairs, inverse);
+}
+
+void ForwardPass::Attention(int64_t layer, const AttentionWeights& w) {
+  const int64_t d = c_.head_dim, heads = c_.num_heads;
+  compress_table_ = c_.kind(layer) != LayerKind::kWindow;
+  const float* x = Get(kInput, rows_ * c_.hidden_size);
+
+  float* low = Get(kLowRank, rows_ * c_.q_lora_rank);
+  Multiply(x, rows_, w.wq_a, low);
+  Normalise(low, rows_, w.q_norm);
+  float* query = Get(kQuery, rows_ * heads * d);
+  Multiply(low, rows_, w.wq_b, query);
+  float* key = Get(kKey, rows_ * d);
+  Multiply(x, rows_, w.wkv, key);
+  Normalise(key, rows_, w.kv_norm);
+  for (int64_t row = 0; row < rows_; ++row) {
+    for (int64_t h = 0; h < heads; ++h) {
+      float* q = query + (row * heads + h) * d;
+      cpu::RmsNorm(q, nullptr, d, c_.norm_eps, q);
+      Rotate(q, d, row, /*inverse=*/false);
+    }
+    Rotate(key + row * d, d, row, /*inverse=*/false);
+  }
+
+  if (c_.kind(layer) != LayerKind::kWindow) Compress(layer, w.compressor, /*index=*/false);
+  if (c_.kind(layer) == LayerKind::kCsa) {
+    Compress(layer, w.index_compressor, /*index=*/true);
+    float* index_query = Get(kIndexQuery, rows_ * c_.index_heads * c_.index_dim);
+    Multiply(low, rows_, w.index_wq_b, index_query);
+    float* weights = Get(kIndexWeights, rows_ * c_.index_heads);
+    Multiply(x, rows_, w.index_weights, weights);
+    const float factor =
+        static_cast<float>(1.0 / std::sqrt(static_cast<double>(c_.index_dim * c_.index_heads)));
+    for (int64_t i = 0; i < rows_ * c_.index_heads; ++i) weights[i] *= factor;
+    for (int64_t row = 0; row < rows_; ++row) {
+      for (int64_t h = 0; h < c_.index_heads; ++h) {
+        Rotate(index_query + (row * c_.index_heads + h) * c_.index_dim, c_.index_dim, row,
+               /*inverse=*/false);
+      }
+    }
+  }
+
+  Get(kAttended, rows_ * heads * d);
+  ParallelFor(workers_, rows_, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      AttendRow(layer, w, segments_[segment_of_[row]], first_row_[segment_of_[row]], row);
+    }
+  });
+  KeepWindow(layer);
+  ProjectOutput(w);
+}
+
+void ForwardPass::Compress(int64_t layer, const Compressor& w, bool index) {
+  const int64_t columns = w.wkv.rows;
+  const float* x = Get(kInput, rows_ * c_.hidden_size);
+  float* values = Get(index ? kIndexValues : kValues, rows_ * columns);
+  float* gates = Get(index ? kIndexGates : kTailGates, rows_ * columns);
+  Multiply(x, rows_, w.wkv, values);
+  Multiply(x, rows_, w.wgate, gates);
+  for (int64_t row = 0; row < rows_; ++row) {
+    const float* bias = w.ape.data() + workspace_->positions[row] % c_.ratio(layer) * columns;
+    for (int64_t i = 0; i < columns; ++i) gates[row * columns + i] += bias[i];
+  }
+  for (size_t s = 0; s < segments_.size(); ++s)
+    PoolSegment(layer, w, index, segments_[s], first_row_[s]);
+}
+
+// Emits every block that ends inside the segment, then keeps the rows that later blocks need.
+void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
+                              const Segment& segment, int64_t first_row) {
+  const int64_t ratio = c_.ratio(layer), columns = w.wkv.rows,
+                width = static_cast<int64_t>(w.norm.size());
+  const bool overlaps = c_.kind(layer) == LayerKind::kCsa;
+  const int64_t start = segment.kv->length(),
+                end = start + static_cast<int64_t>(segment.tokens.size());
+  const float* new_values =
+      workspace_->buffers[index ? kIndexValues : kValues].data() + first_row * columns;
+  const float* new_gates =
+      workspace_->buffers[index ? kIndexGates : kTailGates].data() + first_row * columns;
+  auto row_of = [&](int64_t position, int64_t channel) {
+    if (position >= start) {
+      const int64_t at = (position - start) * columns + channel;
+      return cpu::PoolRow{new_values + at, new_gates + at};
+    }
+    return cpu::PoolRow{segment.kv->Values(layer, position, index) + channel,
+                        segment.kv->Gates(layer, position, index) + channel};
+  };
+  const int64_t pairs = c_.rope_dim / 2;
+  std::vector<cpu::PoolRow> rows;
+  std::vector<float> scratch, angles(static_cast<size_t>(2 * pairs));
+  for (int64_t block = start / ratio; (block + 1) * ratio <= end; ++block) {
+    rows.clear();
+    const int64_t first = block * ratio;
+    // The low half of a row belongs to the next block, the high half to its own.
+    if (overlaps && block > 0) {
+      for (int64_t t = first - ratio; t < first; ++t) rows.push_back(row_of(t, 0));
+    }
+    for (int64_t t = first; t < first + ratio; ++t) rows.push_back(row_of(t, overlaps ? width : 0));
+    scratch.resize(rows.size() * static_cast<size_t>(width));
+    float* entry = index ? segment.kv->IndexKey(layer, block) : segment.kv->Entry(layer, block);
+    cpu::PoolBlock(rows.data(), static_cast<int64_t>(rows.size()), width, scratch.data(), entry);
+    cpu::RmsNorm(entry, w.norm.data(), width, c_.norm_eps, entry);
+    cpu::RopeAngles(model_.compress_frequencies_.data(), pairs, first, angles.data(),
+                    angles.data() + pairs);
+    cpu::ApplyRope(entry, width, pairs, angles.data(), angles.data() + pairs, /*inverse=*/false);
+  }
+  const int64_t kept = segment.kv->layout().layers[layer].tail_rows;
+  for (int64_t t = std::max(start, end - kept); t < end; ++t) {
+    std::copy_n(new_values + (t - start) * columns, columns, segment.kv->Values(layer, t, index));
+    std::copy_n(new_gates + (t - start) * columns, columns, segment.kv->Gates(layer, t, index));
+  }
+}
+
+void ForwardPass::AttendRow(int64_t layer, const AttentionWeights& w, const Segment& segment,
+                            int64_t first_row, int64_t row) {
+  const int64_t d = c_.head_dim, heads = c_.num_heads, position = workspace_->positions[row];
+  const int64_t start = segment.kv->length();
+  const float* keys = workspace_->buffers[kKey].data() + first_row * d;
+  RowScratch& scratch = ThreadScratch();
+  scratch.rows.clear();
+  for (int64_t t = std::max<int64_t>(0, position - c_.window + 1); t <= position; ++t) {
+    scratch.rows.push_back(t >= start ? keys + (t - start) * d : segment.kv->Window(layer, t));
+  }
+  const LayerKind kind = c_.kind(layer);
+  const int64_t visible = kind == LayerKind::kWindow ? 0 : (position + 1) / c_.ratio(layer);
+  if (kind == LayerKind::kCsa && visible > c_.index_topk) {
+    const int64_t per_page = segment.kv->layout().page_tokens / c_.ratio(layer);
+    scratch.scores.resize(static_cast<size_t>(visible));
+    scratch.tile.resize(static_cast<size_t>(c_.index_heads * cpu::kIndexTile));
+    const float* q = workspace_->buffers[kIndexQuery].data() + row * c_.index_heads * c_.index_dim;
+    const float* weights = workspace_->buffers[kIndexWeights].data() + row * c_.index_heads;
+    for (int64_t first = 0; first < visible; first += per_page) {
+      cpu::IndexScores(q, weights, c_.index_heads, c_.index_dim, segment.kv->IndexKey(layer, first),
+                       std::min(per_page, visible - first), scratch.tile.data(),
+                       scratch.scores.data() + first);
+    }
+    cpu::SelectTopK(scratch.scores.data(), visible, c_.index_topk, &scratch.selected);
+    for (int32_t block : scratch.selected) scratch.rows.push_back(segment.kv->Entry(layer, block));
+  } else {
+    for (int64_t block = 0; block < visible; ++block)
+      scratch.rows.push_back(segment.kv->Entry(layer, block));
+  }
+  const int64_t count = static_cast<int64_t>(scratch.rows.size());
+  scratch.logits.resize(static_cast<size_t>(heads * count));
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
+  float* out = workspace_->buffers[kAttended].data() + row * heads * d;
+  cpu::Attend(workspace_->buffers[kQuery].data() + row * heads * d, heads, d, scratch.rows.data(),
+              count, w.sink.data(), scale, scratch.logits.data(), out);
+  for (int64_t h = 0; h < heads; ++h) Rotate(out + h * d, d, row, /*inverse=*/true);
+}
+
+void ForwardPass::KeepWindow(int64_t layer) {
+  const int64_t d = c_.head_dim;
+  for (size_t s = 0; s < segments_.size(); ++s) {
+    const Segment& segment = segments_[s];
+    const float* keys = workspace_->buffers[kKey].data() + first_row_[s] * d;
+    const int64_t start = segment.kv->length(),
+                  end = start + static_cast<int64_t>(segment.tokens.size());
+    for (int64_t t = std::max(start, end - c_.window); t < end; ++t) {
+      std::copy_n(keys + (t - start) * d, d, segment.kv->Window(layer, t));
+    }
+  }
+}
+
+void ForwardPass::ProjectOutput(const AttentionWeights& w) {
+  const int64_t all = c_.num_heads * c_.head_dim, width = all / c_.o_groups,
+                columns = c_.o_groups * c_.o_lora_rank;
+  const float* attended = Get(kAttended, rows_ * all);
+  float* grouped = Get(kGrouped, rows_ * columns);
+  const size_t element = w.wo_a.type == cpu::WeightType::kBf16 ? sizeof(uint16_t) : sizeof(float);
+  for (int64_t g = 0; g < c_.o_groups; ++g) {
+    Matrix part = w.wo_a;
+    part.rows = c_.o_lora_rank;
+    part.data = static_cast<const char*>(w.wo_a.data) +
+                static_cast<size_t>(g * c_.o_lora_rank * width) * element;
+    Multiply(attended + g * width, all, rows_, part, grouped + g * c_.o_lora_rank, columns);
+  }
+  Multiply(grouped, rows_, w.wo_b, Get(kOutput, rows_ * c_.hidden_size));
+}
+
+}  // namespace reprise::engine

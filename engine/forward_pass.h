@@ -1,0 +1,101 @@
+// One pass of the model over a batch of segments. Rows are the tokens of all segments, in order; N
+// of them. Internal to the engine: model.cc drives it, the sublayers are in forward_attention.cc
+// and forward_experts.cc.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/types/span.h"
+#include "engine/model.h"
+#include "kernels/cpu/compressor.h"
+#include "kernels/cpu/mhc.h"
+
+namespace reprise::engine {
+
+class ForwardPass {
+ public:
+  ForwardPass(const Model& model, absl::Span<const Segment> segments, Workers* workers,
+              Workspace* workspace);
+  void Run();
+
+ private:
+  // Buffers by use; [N, ...] each, or as said.
+  enum Buffer {
+    kResidual,   // [N, P, D]
+    kInput,      // [N, D] of a sublayer, normed
+    kOutput,     // [N, D] of a sublayer
+    kGates,      // [N, (2 + P) * P] projections of a hyper-connection
+    kLowRank,    // [N, Rq]
+    kQuery,      // [N, H, d]
+    kKey,        // [N, d]
+    kValues,     // [N, columns] of a compressor
+    kTailGates,  // [N, columns]
+    kIndexValues,
+    kIndexGates,
+    kIndexQuery,    // [N, heads, index_dim]
+    kIndexWeights,  // [N, heads]
+    kAttended,      // [N, H, d]
+    kGrouped,       // [N, G * Ro]
+    kRouterScores,  // [N, E]
+    kRouteWeights,  // [N, K]
+    kExpertInput,   // [N * K, D] rows by expert
+    kExpertGate,    // [N * K, I]
+    kExpertUp,
+    kExpertOutput,  // [N * K, D]
+    kAngles,        // [N, 4, rope_dim / 2]: cos and sin of the main and of the compress table
+    kHeadInput,     // [wanted, D]
+    kBuffers,
+  };
+  static_assert(kBuffers <= kWorkspaceBuffers);
+
+  float* Get(Buffer buffer, int64_t floats);
+  int32_t token(int64_t row) const;
+
+  // y[N, rows of w] = x . w^T for `rows` rows of x.
+  void Multiply(const float* x, int64_t x_stride, int64_t rows, const Matrix& w, float* y,
+                int64_t y_stride);
+  void Multiply(const float* x, int64_t rows, const Matrix& w, float* y) {
+    Multiply(x, w.cols, rows, w, y, w.rows);
+  }
+  void Normalise(float* x, int64_t rows, const Vector& weight);
+
+  void Embed();
+  void MakeAngles();
+  // Reads the residual for a sublayer: fills kInput and the gates of hc_gates_.
+  void ReadStreams(const HyperConnection& hc, const Vector& norm);
+  void WriteStreams();
+  void Head();
+
+  // forward_attention.cc
+  void Attention(int64_t layer, const AttentionWeights& w);
+  void Compress(int64_t layer, const Compressor& w, bool index);
+  void PoolSegment(int64_t layer, const Compressor& w, bool index, const Segment& segment,
+                   int64_t first_row);
+  void AttendRow(int64_t layer, const AttentionWeights& w, const Segment& segment,
+                 int64_t first_row, int64_t row);
+  void Rotate(float* x, int64_t n, int64_t row, bool inverse) const;
+  void KeepWindow(int64_t layer);
+  void ProjectOutput(const AttentionWeights& w);
+
+  // forward_experts.cc
+  void Experts(int64_t layer, const ExpertWeights& w);
+  void Route(int64_t layer, const ExpertWeights& w);
+  void RunExpert(const Expert& expert, const float* input, const float* weights, int64_t rows,
+                 float* gate, float* up, float* output, Workers* workers);
+  void MultiplyOn(Workers* workers, const float* x, int64_t x_stride, int64_t rows, const Matrix& w,
+                  float* y, int64_t y_stride);
+
+  const Model& model_;
+  const ModelConfig& c_;
+  const absl::Span<const Segment> segments_;
+  Workers* const workers_;
+  Workspace* const workspace_;
+  int64_t rows_ = 0;
+  std::vector<int64_t> segment_of_;              // [N]
+  std::vector<int64_t> first_row_;               // [segments]
+  std::vector<kernels::cpu::HcGates> hc_gates_;  // [N]
+  bool compress_table_ = false;                  // of the layer that runs
+};
+
+}  // namespace reprise::engine

@@ -1,0 +1,191 @@
+#include "engine/model.h"
+
+#include <algorithm>
+
+#include "engine/forward_pass.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/rmsnorm.h"
+#include "kernels/cpu/rope.h"
+
+namespace reprise::engine {
+namespace {
+
+namespace cpu = kernels::cpu;
+
+constexpr int64_t kGrainMacs = 1 << 16;  // multiply-adds that are worth waking a thread for
+constexpr int64_t kGrainRows = 8;
+
+std::vector<float> CompressFrequencies(const ModelConfig& c) {
+  const cpu::YarnParams yarn{c.yarn_factor, c.yarn_original_context, c.yarn_beta_fast,
+                             c.yarn_beta_slow};
+  return cpu::RopeFrequencies(c.rope_dim, c.compress_rope_theta, &yarn);
+}
+
+}  // namespace
+
+Model::Model(const ModelConfig* config, const ModelWeights* weights)
+    : config_(config),
+      weights_(weights),
+      layout_(*config),
+      window_frequencies_(cpu::RopeFrequencies(config->rope_dim, config->rope_theta, nullptr)),
+      compress_frequencies_(CompressFrequencies(*config)) {}
+
+void Model::Forward(absl::Span<const Segment> segments, Workers* workers,
+                    Workspace* workspace) const {
+  ForwardPass(*this, segments, workers, workspace).Run();
+}
+
+ForwardPass::ForwardPass(const Model& model, absl::Span<const Segment> segments, Workers* workers,
+                         Workspace* workspace)
+    : model_(model),
+      c_(*model.config_),
+      segments_(segments),
+      workers_(workers),
+      workspace_(workspace) {
+  workspace_->positions.clear();
+  for (size_t s = 0; s < segments_.size(); ++s) {
+    const Segment& segment = segments_[s];
+    first_row_.push_back(rows_);
+    const int64_t count = static_cast<int64_t>(segment.tokens.size());
+    segment.kv->Reserve(segment.kv->length() + count);
+    for (int64_t i = 0; i < count; ++i) {
+      segment_of_.push_back(static_cast<int64_t>(s));
+      workspace_->positions.push_back(segment.kv->length() + i);
+    }
+    rows_ += count;
+  }
+  hc_gates_.resize(static_cast<size_t>(rows_));
+}
+
+float* ForwardPass::Get(Buffer buffer, int64_t floats) {
+  std::vector<float>& memory = workspace_->buffers[buffer];
+  if (static_cast<int64_t>(memory.size()) < floats) memory.resize(static_cast<size_t>(floats));
+  return memory.data();
+}
+
+int32_t ForwardPass::token(int64_t row) const {
+  const int64_t s = segment_of_[row];
+  return segments_[s].tokens[row - first_row_[s]];
+}
+
+void ForwardPass::MultiplyOn(Workers* workers, const float* x, int64_t x_stride, int64_t rows,
+                             const Matrix& w, float* y, int64_t y_stride) {
+  const int64_t grain = kGrainMacs / std::max<int64_t>(1, rows * w.cols) + 1;
+  ParallelFor(workers, w.rows, grain, [&](int64_t begin, int64_t end) {
+    cpu::Matmul(x, x_stride, rows, w, begin, end, y, y_stride);
+  });
+}
+
+void ForwardPass::Multiply(const float* x, int64_t x_stride, int64_t rows, const Matrix& w,
+                           float* y, int64_t y_stride) {
+  MultiplyOn(workers_, x, x_stride, rows, w, y, y_stride);
+}
+
+void ForwardPass::Normalise(float* x, int64_t rows, const Vector& weight) {
+  const int64_t n = static_cast<int64_t>(weight.size());
+  for (int64_t row = 0; row < rows; ++row)
+    cpu::RmsNorm(x + row * n, weight.data(), n, c_.norm_eps, x + row * n);
+}
+
+void ForwardPass::Run() {
+  Embed();
+  MakeAngles();
+  for (int64_t layer = 0; layer < c_.num_layers; ++layer) {
+    const LayerWeights& w = model_.weights_->layers[layer];
+    ReadStreams(w.hc_attn, w.attn_norm);
+    Attention(layer, w.attn);
+    WriteStreams();
+    ReadStreams(w.hc_ffn, w.ffn_norm);
+    Experts(layer, w.ffn);
+    WriteStreams();
+  }
+  Head();
+  for (const Segment& segment : segments_) {
+    segment.kv->set_length(segment.kv->length() + static_cast<int64_t>(segment.tokens.size()));
+  }
+}
+
+void ForwardPass::Embed() {
+  const int64_t width = c_.hidden_size, streams = c_.hc_streams;
+  float* residual = Get(kResidual, rows_ * streams * width);
+  for (int64_t row = 0; row < rows_; ++row) {
+    float* first = residual + row * streams * width;
+    cpu::CopyRow(model_.weights_->embed, token(row), first);
+    for (int64_t p = 1; p < streams; ++p) std::copy_n(first, width, first + p * width);
+  }
+}
+
+void ForwardPass::MakeAngles() {
+  const int64_t pairs = c_.rope_dim / 2;
+  float* angles = Get(kAngles, rows_ * 4 * pairs);
+  for (int64_t row = 0; row < rows_; ++row) {
+    float* at = angles + row * 4 * pairs;
+    const int64_t position = workspace_->positions[row];
+    cpu::RopeAngles(model_.window_frequencies_.data(), pairs, position, at, at + pairs);
+    cpu::RopeAngles(model_.compress_frequencies_.data(), pairs, position, at + 2 * pairs,
+                    at + 3 * pairs);
+  }
+}
+
+void ForwardPass::ReadStreams(const HyperConnection& hc, const Vector& norm) {
+  const int64_t width = c_.hidden_size, flat = c_.hc_streams * width, gate_rows = c_.hc_rows();
+  const float* residual = Get(kResidual, rows_ * flat);
+  float* input = Get(kInput, rows_ * width);
+  float* projected = Get(kGates, rows_ * gate_rows);
+  Multiply(residual, rows_, hc.fn, projected);
+  const cpu::HcParams params{c_.hc_streams, c_.hc_iterations, c_.hc_eps};
+  ParallelFor(workers_, rows_, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* streams = residual + row * flat;
+      float* u = projected + row * gate_rows;
+      const float scale = cpu::RmsScale(streams, flat, c_.norm_eps);
+      for (int64_t i = 0; i < gate_rows; ++i) u[i] *= scale;
+      cpu::HcMakeGates(params, u, hc.base.data(), hc.scale.data(), &hc_gates_[row]);
+      float* x = input + row * width;
+      cpu::HcCollapse(streams, hc_gates_[row].pre, c_.hc_streams, width, x);
+      cpu::RmsNorm(x, norm.data(), width, c_.norm_eps, x);
+    }
+  });
+}
+
+void ForwardPass::WriteStreams() {
+  const int64_t width = c_.hidden_size, flat = c_.hc_streams * width;
+  float* residual = Get(kResidual, rows_ * flat);
+  const float* output = Get(kOutput, rows_ * width);
+  ParallelFor(workers_, rows_, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      cpu::HcExpand(output + row * width, hc_gates_[row], c_.hc_streams, width,
+                    residual + row * flat);
+    }
+  });
+}
+
+// Rows that are wanted go through the head together; each row's logits then lie where its segment
+// wants them.
+void ForwardPass::Head() {
+  const ModelWeights& w = *model_.weights_;
+  const int64_t width = c_.hidden_size, flat = c_.hc_streams * width;
+  const float* residual = Get(kResidual, rows_ * flat);
+  const cpu::HcParams params{c_.hc_streams, c_.hc_iterations, c_.hc_eps};
+  for (size_t s = 0; s < segments_.size(); ++s) {
+    const Segment& segment = segments_[s];
+    if (segment.logits == nullptr) continue;
+    const int64_t count = static_cast<int64_t>(segment.tokens.size());
+    const int64_t first = first_row_[s] + (segment.all_logits ? 0 : count - 1);
+    const int64_t wanted = segment.all_logits ? count : 1;
+    float* input = Get(kHeadInput, wanted * width);
+    for (int64_t i = 0; i < wanted; ++i) {
+      const float* streams = residual + (first + i) * flat;
+      float u[cpu::kMaxStreams], pre[cpu::kMaxStreams];
+      cpu::Matmul(streams, flat, 1, w.hc_head_fn, 0, c_.hc_streams, u, c_.hc_streams);
+      const float scale = cpu::RmsScale(streams, flat, c_.norm_eps);
+      for (int64_t p = 0; p < c_.hc_streams; ++p) u[p] *= scale;
+      cpu::HcHeadGates(params, u, w.hc_head_base.data(), w.hc_head_scale, pre);
+      cpu::HcCollapse(streams, pre, c_.hc_streams, width, input + i * width);
+    }
+    Normalise(input, wanted, w.norm);
+    Multiply(input, wanted, w.head, segment.logits);
+  }
+}
+
+}  // namespace reprise::engine

@@ -1,0 +1,57 @@
+// The forward pass of DeepSeek-V4 on the CPU, in float32 with weights as stored: hyper-connections,
+// window attention with compressed blocks (CSA, HCA), sinks, grouped output, routed experts.
+//
+// Every value of a token depends on its own sequence alone and is computed in one fixed order, so
+// logits are bitwise the same in any batch and for any cut of a prompt into passes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "engine/config.h"
+#include "engine/kv_state.h"
+#include "engine/weights.h"
+#include "engine/workers.h"
+
+namespace reprise::engine {
+
+// Consecutive tokens of one sequence in one pass.
+struct Segment {
+  KvState* kv = nullptr;             // tokens are appended to it
+  absl::Span<const int32_t> tokens;  // at least one, all below vocab_size
+  uint16_t* routes = nullptr;        // [tokens, layers, experts_per_token], or not wanted
+  float* logits =
+      nullptr;  // [1, V] of the last token, or [tokens, V] with all_logits; or not wanted
+  bool all_logits = false;
+};
+
+inline constexpr int kWorkspaceBuffers = 24;
+// Buffers of one pass; kept between passes so that they are not made anew. One pass at a time.
+struct Workspace {
+  std::vector<float> buffers[kWorkspaceBuffers];
+  std::vector<int64_t> positions;
+  std::vector<uint16_t> chosen;
+};
+
+class Model {
+ public:
+  // All outlive this.
+  Model(const ModelConfig* config, const ModelWeights* weights);
+
+  // Feeds the segments, each of another sequence. `workers` may be nullptr.
+  void Forward(absl::Span<const Segment> segments, Workers* workers, Workspace* workspace) const;
+
+  const ModelConfig& config() const { return *config_; }
+  const KvLayout& layout() const { return layout_; }
+
+ private:
+  friend class ForwardPass;
+  const ModelConfig* const config_;
+  const ModelWeights* const weights_;
+  const KvLayout layout_;
+  const std::vector<float> window_frequencies_;    // main table [rope_dim / 2]
+  const std::vector<float> compress_frequencies_;  // with YaRN
+};
+
+}  // namespace reprise::engine

@@ -1,0 +1,14 @@
+// Attention of one token's query heads over shared key-value rows, with a sink logit for each head.
+#pragma once
+
+#include <cstdint>
+
+namespace reprise::kernels::cpu {
+
+// out[h] = sum_j e^{l_hj} row_j / (sum_j e^{l_hj} + e^{sinks[h]}), l_hj = scale * (q[h] . row_j).
+// q and out are [heads, dim]; `rows` are `count` >= 1 vectors of [dim] that are both keys and values, summed in the
+// given order. `scratch` has heads * count elements.
+void Attend(const float* q, int64_t heads, int64_t dim, const float* const* rows, int64_t count, const float* sinks,
+            float scale, float* scratch, float* out);
+
+}  // namespace reprise::kernels::cpu

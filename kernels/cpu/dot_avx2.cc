@@ -1,0 +1,190 @@
+// AVX2 tiles: several dot products run at once to hide the latency of their chains, each in the lane order that dot.h
+// fixes, so a tile's shape never shows in a result. 16 registers: 12 sums, 3 inputs, 1 weight.
+#include "kernels/cpu/dot.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#define REPRISE_AVX2 __attribute__((target("avx2,fma")))
+
+namespace reprise::kernels::cpu {
+namespace {
+
+constexpr int64_t kLanes = 8;
+constexpr int kTileInputs = 3;    // x rows in a wide tile
+constexpr int kTileWeights = 4;   // weight rows in a wide tile
+constexpr int kSingleWeights = 8; // weight rows in a tile of one x row
+
+REPRISE_AVX2 inline float ReduceLanes(__m256 v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+REPRISE_AVX2 inline __m256i TailMask(int64_t left) {
+  alignas(32) static constexpr int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + kLanes - left));
+}
+
+// How rows of a type become eight floats; LoadTail gives zeros past `left`.
+struct F32Rows {
+  using Element = float;
+  REPRISE_AVX2 static inline __m256 Load(const float* p) { return _mm256_loadu_ps(p); }
+  REPRISE_AVX2 static inline __m256 LoadTail(const float* p, int64_t left) {
+    return _mm256_maskload_ps(p, TailMask(left));
+  }
+};
+
+struct Bf16Rows {
+  using Element = uint16_t;
+  REPRISE_AVX2 static inline __m256 Load(const uint16_t* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  REPRISE_AVX2 static inline __m256 LoadTail(const uint16_t* p, int64_t left) {
+    uint16_t padded[kLanes] = {};
+    std::memcpy(padded, p, static_cast<size_t>(left) * sizeof(uint16_t));
+    return Load(padded);
+  }
+};
+
+// out[t][b] = dot(x + t * x_stride, rows[b]) for a tile of kB rows and kT inputs.
+template <typename Rows, int kB, int kT>
+REPRISE_AVX2 inline void Tile(const float* x, int64_t x_stride, const typename Rows::Element* const* rows, int64_t n,
+                              float* out, int64_t out_stride) {
+  __m256 sum[kB][kT];
+  for (int b = 0; b < kB; ++b) {
+    for (int t = 0; t < kT; ++t) sum[b][t] = _mm256_setzero_ps();
+  }
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) {
+    __m256 input[kT];
+    for (int t = 0; t < kT; ++t) input[t] = _mm256_loadu_ps(x + t * x_stride + k);
+    for (int b = 0; b < kB; ++b) {
+      const __m256 weight = Rows::Load(rows[b] + k);
+      for (int t = 0; t < kT; ++t) sum[b][t] = _mm256_fmadd_ps(weight, input[t], sum[b][t]);
+    }
+  }
+  if (k < n) {
+    for (int b = 0; b < kB; ++b) {
+      const __m256 weight = Rows::LoadTail(rows[b] + k, n - k);
+      for (int t = 0; t < kT; ++t) {
+        sum[b][t] = _mm256_fmadd_ps(weight, F32Rows::LoadTail(x + t * x_stride + k, n - k), sum[b][t]);
+      }
+    }
+  }
+  for (int b = 0; b < kB; ++b) {
+    for (int t = 0; t < kT; ++t) out[t * out_stride + b] = ReduceLanes(sum[b][t]);
+  }
+}
+
+template <typename Rows, int kB>
+REPRISE_AVX2 void TileOfInputs(int inputs, const float* x, int64_t x_stride,
+                               const typename Rows::Element* const* rows, int64_t n, float* out, int64_t out_stride) {
+  switch (inputs) {
+    case 1: return Tile<Rows, kB, 1>(x, x_stride, rows, n, out, out_stride);
+    case 2: return Tile<Rows, kB, 2>(x, x_stride, rows, n, out, out_stride);
+    default: return Tile<Rows, kB, 3>(x, x_stride, rows, n, out, out_stride);
+  }
+}
+
+// Weights outside, inputs inside: a group of weight rows is read from memory once and stays in cache.
+template <typename Rows, typename RowAt>
+REPRISE_AVX2 void AllTiles(const float* x, int64_t x_stride, int64_t x_rows, const RowAt& row_at, int64_t begin,
+                           int64_t end, int64_t n, float* out, int64_t out_stride) {
+  const typename Rows::Element* rows[kSingleWeights];
+  int64_t i = begin;
+  const int64_t group = x_rows == 1 ? kSingleWeights : kTileWeights;
+  for (; i + group <= end; i += group) {
+    for (int64_t b = 0; b < group; ++b) rows[b] = row_at(i + b);
+    if (x_rows == 1) {
+      Tile<Rows, kSingleWeights, 1>(x, x_stride, rows, n, out + i, out_stride);
+      continue;
+    }
+    for (int64_t t = 0; t < x_rows; t += kTileInputs) {
+      const int inputs = static_cast<int>(std::min<int64_t>(kTileInputs, x_rows - t));
+      TileOfInputs<Rows, kTileWeights>(inputs, x + t * x_stride, x_stride, rows, n, out + t * out_stride + i,
+                                       out_stride);
+    }
+  }
+  for (; i < end; ++i) {
+    rows[0] = row_at(i);
+    for (int64_t t = 0; t < x_rows; t += kTileInputs) {
+      const int inputs = static_cast<int>(std::min<int64_t>(kTileInputs, x_rows - t));
+      TileOfInputs<Rows, 1>(inputs, x + t * x_stride, x_stride, rows, n, out + t * out_stride + i, out_stride);
+    }
+  }
+}
+
+REPRISE_AVX2 void Avx2Matmul(const float* x, int64_t x_stride, int64_t x_rows, const Weight& w, int64_t begin,
+                             int64_t end, float* y, int64_t y_stride) {
+  if (w.type == WeightType::kBf16) {
+    const auto* data = static_cast<const uint16_t*>(w.data);
+    const int64_t cols = w.cols;
+    AllTiles<Bf16Rows>(
+        x, x_stride, x_rows, [data, cols](int64_t i) { return data + i * cols; }, begin, end, cols, y, y_stride);
+  } else {
+    const auto* data = static_cast<const float*>(w.data);
+    const int64_t cols = w.cols;
+    AllTiles<F32Rows>(
+        x, x_stride, x_rows, [data, cols](int64_t i) { return data + i * cols; }, begin, end, cols, y, y_stride);
+  }
+}
+
+REPRISE_AVX2 void Avx2DotRows(const float* x, int64_t x_stride, int64_t x_rows, const float* const* rows,
+                              int64_t count, int64_t n, float* out, int64_t out_stride) {
+  AllTiles<F32Rows>(
+      x, x_stride, x_rows, [rows](int64_t i) { return rows[i]; }, 0, count, n, out, out_stride);
+}
+
+REPRISE_AVX2 float Avx2Dot(const float* a, const float* b, int64_t n) {
+  float out;
+  Tile<F32Rows, 1, 1>(a, 0, &b, n, &out, 0);
+  return out;
+}
+
+template <int kHeads>
+REPRISE_AVX2 inline void WeightedTile(const float* p, const float* const* rows, int64_t count, int64_t n, float* out) {
+  for (int64_t c = 0; c < n; c += kLanes) {
+    const int64_t left = std::min(kLanes, n - c);
+    const __m256i mask = TailMask(left);
+    __m256 sum[kHeads];
+    for (int h = 0; h < kHeads; ++h) sum[h] = _mm256_setzero_ps();
+    for (int64_t j = 0; j < count; ++j) {
+      const __m256 row = left == kLanes ? _mm256_loadu_ps(rows[j] + c) : _mm256_maskload_ps(rows[j] + c, mask);
+      for (int h = 0; h < kHeads; ++h) {
+        sum[h] = _mm256_fmadd_ps(_mm256_set1_ps(p[h * count + j]), row, sum[h]);
+      }
+    }
+    for (int h = 0; h < kHeads; ++h) _mm256_maskstore_ps(out + h * n + c, mask, sum[h]);
+  }
+}
+
+REPRISE_AVX2 void Avx2WeightedRows(const float* p, int64_t heads, const float* const* rows, int64_t count, int64_t n,
+                                   float* out) {
+  int64_t h = 0;
+  for (; h + 8 <= heads; h += 8) WeightedTile<8>(p + h * count, rows, count, n, out + h * n);
+  for (; h + 4 <= heads; h += 4) WeightedTile<4>(p + h * count, rows, count, n, out + h * n);
+  for (; h < heads; ++h) WeightedTile<1>(p + h * count, rows, count, n, out + h * n);
+}
+
+}  // namespace
+
+const internal::DotKernels* internal::Avx2Kernels() {
+  static constexpr DotKernels kKernels = {Avx2Matmul, Avx2DotRows, Avx2WeightedRows, Avx2Dot};
+  static const bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return supported ? &kKernels : nullptr;
+}
+
+}  // namespace reprise::kernels::cpu
+
+#else
+
+namespace reprise::kernels::cpu {
+const internal::DotKernels* internal::Avx2Kernels() { return nullptr; }
+}  // namespace reprise::kernels::cpu
+
+#endif

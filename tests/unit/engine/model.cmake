@@ -1,0 +1,2 @@
+# Tests of reprise::engine.
+reprise_test(model_test SOURCES model_test.cc LIBS reprise::engine nlohmann_json::nlohmann_json TIMEOUT 600)
