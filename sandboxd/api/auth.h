@@ -1,0 +1,39 @@
+// Who may speak to the daemon. Unix sockets are guarded by their file permissions; every TCP connection, loopback
+// included, must show the bearer token of --token-file in its metadata ("authorization: Bearer TOKEN").
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace grpc {
+class ServerContextBase;
+}
+
+namespace reprise::sandboxd {
+
+inline constexpr size_t kTokenBytesMin = 16;
+inline constexpr size_t kTokenBytesMax = 4096;
+
+class Authorizer {
+ public:
+  // No token: only unix sockets are served.
+  Authorizer() = default;
+  // Reads the token, without the white space at its end. INVALID_ARGUMENT when it is too short or too long, or when
+  // others than its owner may read the file.
+  static absl::StatusOr<Authorizer> FromFile(const std::string& path);
+
+  bool has_token() const { return !token_.empty(); }
+  // UNAUTHENTICATED unless the peer may call.
+  absl::Status Check(const grpc::ServerContextBase& context) const;
+
+ private:
+  std::string token_;
+};
+
+// Compares in a time that depends on the lengths alone.
+bool EqualInConstantTime(std::string_view a, std::string_view b);
+
+}  // namespace reprise::sandboxd

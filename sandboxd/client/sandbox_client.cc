@@ -1,0 +1,192 @@
+#include "sandboxd/client/sandbox_client.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include <fmt/format.h>
+#include <grpcpp/grpcpp.h>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "base/format.h"
+#include "base/ids.h"
+#include "base/status_macros.h"
+#include "reprise/sandbox/v1/sandbox.grpc.pb.h"
+
+namespace reprise::sandboxd {
+namespace {
+
+constexpr int kMessageBytesMax = 64 << 20;
+constexpr int kReconnectMinMs = 20, kReconnectMaxMs = 500;
+
+absl::Status FromGrpc(const grpc::Status& status, const std::string& address) {
+  if (status.ok()) return absl::OkStatus();
+  std::string text = status.error_message();
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    text = fmt::format("sandboxd at {} does not answer: {}", address, text);
+  }
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), text);
+}
+
+// The end of a stream, and how far it has come.
+struct Tail {
+  std::string data;
+  uint64_t next = 0;  // first byte not seen yet
+  bool cut = false;
+
+  // What of a piece is new; "" when all of it was seen.
+  std::string_view Take(uint64_t offset, std::string_view piece, size_t bytes_max) {
+    if (offset + piece.size() <= next) return {};
+    if (offset < next) piece.remove_prefix(next - offset);
+    cut = cut || offset > next;  // dropped by the daemon's cap
+    next = std::max(next, offset) + piece.size();
+    data.append(piece);
+    // Cut only now and then: erasing from the front costs the length of the rest.
+    if (data.size() > 2 * bytes_max) Trim(bytes_max);
+    return piece;
+  }
+  void Trim(size_t bytes_max) {
+    if (data.size() <= bytes_max) return;
+    data.erase(0, data.size() - bytes_max);
+    cut = true;
+  }
+};
+
+class SandboxClientImpl final : public SandboxClient {
+ public:
+  SandboxClientImpl(ClientOptions options, std::shared_ptr<grpc::Channel> channel)
+      : options_(std::move(options)), stub_(sandbox::SandboxService::NewStub(std::move(channel))) {}
+
+  absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request, absl::Time deadline) override {
+    if (request.sandbox_id().empty()) request.set_sandbox_id(fmt::format("sb-{}", base::RandomHex(8)));
+    return Unary<sandbox::CreateResponse>(deadline, [&](auto* context, auto* response) {
+      return stub_->Create(context, request, response);
+    });
+  }
+  absl::StatusOr<sandbox::Sandbox> Get(const std::string& sandbox_id, absl::Time deadline) override {
+    sandbox::GetRequest request;
+    request.set_sandbox_id(sandbox_id);
+    return Unary<sandbox::Sandbox>(deadline, [&](auto* context, auto* response) {
+      return stub_->Get(context, request, response);
+    });
+  }
+  absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id, absl::Time deadline) override {
+    sandbox::StopRequest request;
+    request.set_sandbox_id(sandbox_id);
+    return Unary<sandbox::StopResponse>(deadline, [&](auto* context, auto* response) {
+      return stub_->Stop(context, request, response);
+    });
+  }
+  absl::StatusOr<sandbox::ListTiersResponse> ListTiers(absl::Time deadline) override {
+    return Unary<sandbox::ListTiersResponse>(deadline, [&](auto* context, auto* response) {
+      return stub_->ListTiers(context, sandbox::ListTiersRequest(), response);
+    });
+  }
+  absl::Status Cancel(const std::string& call_id, absl::Time deadline) override {
+    sandbox::SignalRequest request;
+    request.set_call_id(call_id);
+    request.set_cancel(true);
+    return Unary<sandbox::SignalResponse>(deadline, [&](auto* context, auto* response) {
+             return stub_->Signal(context, request, response);
+           })
+        .status();
+  }
+
+  absl::StatusOr<Finished> ExecuteToEnd(sandbox::ExecuteRequest request, absl::Time deadline,
+                                        const OnOutput& on_output) override {
+    if (request.call_id().empty()) request.set_call_id(fmt::format("call-{}", base::RandomHex(16)));
+    Tail out, err;
+    Finished finished;
+    finished.call_id = request.call_id();
+    RETURN_IF_ERROR(Retry(deadline, [&](grpc::ClientContext* context) -> grpc::Status {
+      auto reader = stub_->Execute(context, request);
+      sandbox::ExecuteEvent event;
+      bool ended = false;
+      while (reader->Read(&event)) {
+        if (event.has_output()) {
+          const sandbox::Output& output = event.output();
+          Tail& tail = output.stream() == sandbox::STREAM_STDERR ? err : out;
+          uint64_t end = output.offset() + output.data().size();
+          std::string_view fresh = tail.Take(output.offset(), output.data(), options_.output_bytes_max);
+          if (!fresh.empty() && on_output != nullptr) on_output(output.stream(), end - fresh.size(), fresh);
+        } else if (event.has_result()) {
+          finished.result = std::move(*event.mutable_result());
+          ended = true;
+        }
+      }
+      grpc::Status status = reader->Finish();
+      if (status.ok() && !ended) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the stream ended without a result");
+      return status;
+    }));
+    out.Trim(options_.output_bytes_max);
+    err.Trim(options_.output_bytes_max);
+    finished.output_cut = out.cut || err.cut;
+    finished.out = std::move(out.data);
+    finished.err = std::move(err.data);
+    return finished;
+  }
+
+  void Shutdown() override {
+    absl::MutexLock lock(&mutex_);
+    down_ = true;
+    for (grpc::ClientContext* context : open_) context->TryCancel();
+  }
+
+ private:
+  template <typename Response, typename Call>
+  absl::StatusOr<Response> Unary(absl::Time deadline, Call call) {
+    Response response;
+    RETURN_IF_ERROR(Retry(deadline, [&](grpc::ClientContext* context) {
+      response.Clear();
+      return call(context, &response);
+    }));
+    return response;
+  }
+
+  absl::Status Retry(absl::Time deadline, const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
+    absl::Duration backoff = options_.backoff_min;
+    while (true) {
+      grpc::ClientContext context;
+      context.set_deadline(absl::ToChronoTime(deadline));
+      if (!options_.token.empty()) context.AddMetadata("authorization", fmt::format("Bearer {}", options_.token));
+      {
+        absl::MutexLock lock(&mutex_);
+        if (down_) return absl::CancelledError("the client was shut down");
+        open_.insert(&context);
+      }
+      grpc::Status status = attempt(&context);
+      absl::MutexLock lock(&mutex_);
+      open_.erase(&context);
+      if (status.error_code() != grpc::StatusCode::UNAVAILABLE || absl::Now() + backoff >= deadline) {
+        return FromGrpc(status, options_.address);
+      }
+      if (mutex_.AwaitWithTimeout(absl::Condition(&down_), backoff)) continue;
+      backoff = std::min(2 * backoff, options_.backoff_max);
+    }
+  }
+
+  const ClientOptions options_;
+  const std::unique_ptr<sandbox::SandboxService::Stub> stub_;
+  absl::Mutex mutex_;
+  bool down_ ABSL_GUARDED_BY(mutex_) = false;
+  std::set<grpc::ClientContext*> open_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SandboxClient>> SandboxClient::Connect(const ClientOptions& options) {
+  if (options.address.empty()) return absl::InvalidArgumentError("the address of sandboxd is empty");
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
+  arguments.SetMaxSendMessageSize(kMessageBytesMax);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectMinMs);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMaxMs);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  // Its own connection: another client's backoff must not delay this one's.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  return std::make_unique<SandboxClientImpl>(
+      options, grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments));
+}
+
+}  // namespace reprise::sandboxd

@@ -1,0 +1,113 @@
+#include "sandboxd/daemon.h"
+
+#include <unistd.h>
+
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/fd.h"
+#include "base/format.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "replay/call_log.h"
+#include "sandboxd/api/server.h"
+#include "sandboxd/call_manager.h"
+#include "sandboxd/sandbox_manager.h"
+#include "sandboxd/state_lock.h"
+#include "sandboxd/tiers.h"
+
+namespace reprise::sandboxd {
+namespace {
+
+constexpr char kBootIdPath[] = "/proc/sys/kernel/random/boot_id";
+constexpr size_t kBootIdBytesMax = 64;
+
+absl::StatusOr<std::string> BootId() {
+  ASSIGN_OR_RETURN(std::string id, base::ReadFile(kBootIdPath, kBootIdBytesMax));
+  while (!id.empty() && id.back() == '\n') id.pop_back();
+  return id;
+}
+
+absl::StatusOr<std::string> ProgramDir() {
+  char path[4096];
+  ssize_t length = ::readlink("/proc/self/exe", path, sizeof(path));
+  if (length <= 0 || length == sizeof(path)) return base::ErrnoStatus(errno, "cannot read /proc/self/exe");
+  std::string_view program(path, static_cast<size_t>(length));
+  return std::string(program.substr(0, program.rfind('/')));
+}
+
+// Members are in start order; they go in the opposite one.
+class DaemonImpl final : public Daemon {
+ public:
+  ~DaemonImpl() override {
+    if (calls_ != nullptr) calls_->Detach();
+    if (server_ != nullptr) server_->Shutdown();
+    for (const auto& substrate : substrates_) substrate->Shutdown();  // wakes who waits for a worker
+    if (calls_ != nullptr) calls_->Shutdown();
+  }
+
+  absl::Status Open(DaemonOptions options) {
+    if (options.state_dir.empty()) return absl::InvalidArgumentError("no state directory: give --state");
+    if (options.helper_dir.empty()) {
+      ASSIGN_OR_RETURN(options.helper_dir, ProgramDir());
+    }
+    RETURN_IF_ERROR(base::MakeDirs(options.state_dir, 0700));
+    ASSIGN_OR_RETURN(StateLock lock, StateLock::Take(options.state_dir));
+    lock_ = std::make_unique<StateLock>(std::move(lock));
+    ASSIGN_OR_RETURN(std::string boot_id, BootId());
+
+    // First, while this process has few threads: tiers may fork their zygotes.
+    ASSIGN_OR_RETURN(substrates_, MakeTiers(options));
+    storage::StoreOptions store;
+    store.path = fmt::format("{}/journal", options.state_dir);
+    store.families = replay::CallLogFamilies();
+    store.durability = options.durability;
+    ASSIGN_OR_RETURN(store_, storage::Store::Open(store));
+    ASSIGN_OR_RETURN(log_, replay::CallLog::Open(store_.get()));
+
+    auto health = [store = store_.get()] { return store->health(); };
+    SandboxManager::Tiers tiers;
+    for (const auto& substrate : substrates_) tiers[substrate->Describe().tier()] = substrate.get();
+    SandboxOptions sandbox_options;
+    sandbox_options.bind_roots = options.bind_roots;
+    sandbox_options.boot_id = boot_id;
+    sandbox_options.journal_health = health;
+    sandboxes_ = std::make_unique<SandboxManager>(std::move(sandbox_options), log_.get(), std::move(tiers));
+    CallOptions call_options;
+    call_options.boot_id = boot_id;
+    call_options.journal_health = health;
+    calls_ = std::make_unique<CallManager>(std::move(call_options), log_.get(), sandboxes_.get());
+    RETURN_IF_ERROR(sandboxes_->Recover());
+    RETURN_IF_ERROR(calls_->Recover());
+    for (const auto& substrate : substrates_) substrate->RecoveryDone();
+
+    ServerOptions server;
+    server.listen = options.listen;
+    server.token_file = options.token_file;
+    ASSIGN_OR_RETURN(server_, ApiServer::Start(server, calls_.get(), sandboxes_.get()));
+    for (const std::string& address : server_->addresses()) base::LogInfo(fmt::format("sandboxd listens on {}", address));
+    return absl::OkStatus();
+  }
+
+  const std::vector<std::string>& addresses() const override { return server_->addresses(); }
+
+ private:
+  std::unique_ptr<StateLock> lock_;
+  std::unique_ptr<storage::Store> store_;
+  std::unique_ptr<replay::CallLog> log_;
+  std::vector<std::unique_ptr<Substrate>> substrates_;
+  std::unique_ptr<SandboxManager> sandboxes_;
+  std::unique_ptr<CallManager> calls_;
+  std::unique_ptr<ApiServer> server_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {
+  auto daemon = std::make_unique<DaemonImpl>();
+  RETURN_IF_ERROR(daemon->Open(options));
+  return daemon;
+}
+
+}  // namespace reprise::sandboxd

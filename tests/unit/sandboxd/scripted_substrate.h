@@ -1,0 +1,89 @@
+// A tier whose calls do what a test says, when it says so. It stands for the supervisors too: it outlives the
+// managers, keeps what was not acknowledged, and can be asked again after a "restart".
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "sandboxd/substrate.h"
+
+namespace reprise::sandboxd {
+
+class ScriptedSubstrate final : public Substrate {
+ public:
+  // ---- script
+  // Waits until the call was started here.
+  void WaitStarted(const std::string& call_id);
+  // As the call would write and end, on the thread of the test. Also while nobody is attached.
+  void Emit(const std::string& call_id, sandbox::Stream stream, const std::string& data);
+  void End(const std::string& call_id, sandbox::Outcome outcome = sandbox::OUTCOME_EXITED, int exit_code = 0);
+  void Forget(const std::string& call_id);  // its owner died without a trace
+  void FailCreate(absl::Status status) { Set(&create_, status); }
+  void FailRecover(absl::Status status) { Set(&recover_, status); }
+  void FailReserve(absl::Status status) { Set(&reserve_, status); }
+  void FailStart(absl::Status status) { Set(&start_, status); }
+  // Start accepts nothing: it behaves like a daemon that died just before it.
+  void LoseStarts(bool lose);
+
+  // ---- what was seen
+  int starts(const std::string& call_id) const;
+  int reserved() const;  // reservations neither used nor given back
+  int stops() const;
+  int thaws() const;
+  uint64_t acknowledged(const std::string& call_id, sandbox::Stream stream) const;
+  bool released(const std::string& call_id) const;
+  std::string stdin_of(const std::string& call_id) const;
+  sandbox::ExecuteRequest request_of(const std::string& call_id) const;
+  std::vector<int> signals_of(const std::string& call_id) const;
+
+  // ---- Substrate
+  sandbox::TierInfo Describe() override;
+  void Shutdown() override {}
+  absl::StatusOr<std::string> CreateSandbox(const std::string& id, const sandbox::SandboxSpec& spec,
+                                            std::vector<sandbox::StepTime>* steps) override;
+  absl::Status RecoverSandbox(const SandboxRef& sandbox) override;
+  absl::Status StopSandbox(const SandboxRef& sandbox) override;
+  absl::Status PauseSandbox(const SandboxRef& sandbox) override;
+  absl::Status ResumeSandbox(const SandboxRef& sandbox) override;
+  absl::StatusOr<std::string> Reserve(const SandboxRef& sandbox) override;
+  void Unreserve(const std::string& placement) override;
+  absl::StatusOr<std::unique_ptr<RunningCall>> Start(const SandboxRef& sandbox, const std::string& placement,
+                                                     const sandbox::ExecuteRequest& request,
+                                                     std::unique_ptr<CallSink> sink) override;
+  Attachment Reattach(const SandboxRef& sandbox, const std::string& placement, const std::string& call_id,
+                      OutputPosition from, std::unique_ptr<CallSink>& sink) override;
+
+ private:
+  class Handle;
+  struct Job {
+    std::string placement;
+    sandbox::ExecuteRequest request;
+    std::shared_ptr<CallSink> sink;  // null while nobody is attached
+    std::string output[3];           // all of it, by stream
+    uint64_t acknowledged[3] = {0, 0, 0};
+    std::string stdin;
+    std::vector<int> signals;
+    bool ended = false, released = false;
+    sandbox::Result result;
+    int starts = 0;
+  };
+  void Set(absl::Status* slot, absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    *slot = std::move(status);
+  }
+
+  mutable absl::Mutex mutex_;
+  std::map<std::string, std::shared_ptr<Job>> jobs_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, int> starts_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> reserved_ ABSL_GUARDED_BY(mutex_);
+  int next_ ABSL_GUARDED_BY(mutex_) = 0, stops_ ABSL_GUARDED_BY(mutex_) = 0, thaws_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool lose_starts_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status create_ ABSL_GUARDED_BY(mutex_), recover_ ABSL_GUARDED_BY(mutex_), reserve_ ABSL_GUARDED_BY(mutex_),
+      start_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace reprise::sandboxd
