@@ -1,0 +1,45 @@
+// Starts a command under a keeper: a process of the agent that is the subreaper of the command, so
+// that whatever the command leaves behind stays below the keeper and can be found and killed.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sandboxd/agent/os.h"
+#include "sandboxd/agent/protocol.h"
+
+namespace reprise::sandboxd::agent {
+
+// What keeper and command tell through the report pipe, one write each.
+struct Report {
+  enum Kind : uint32_t { kStartFailed = 1, kEnded = 2, kLeader = 3 };
+  uint32_t kind = 0;
+  int32_t value = 0;  // kStartFailed: errno; kEnded: wait status; kLeader: pid of the command
+  uint32_t step = 0;  // kStartFailed: index into kStartSteps
+  int64_t cpu_us = 0;
+  uint64_t memory_peak_bytes = 0;
+};
+inline constexpr const char* kStartSteps[] = {"fork",
+                                              "set up its descriptors",
+                                              "set its limits",
+                                              "change to its user",
+                                              "enter its working directory",
+                                              "execute it"};
+
+struct SpawnedCommand {
+  pid_t keeper = -1;
+  Fd stdin_fd, stdout_fd, stderr_fd, report;  // the agent's ends; not blocking
+};
+
+// False with `why` when nothing was started.
+bool Spawn(const Start& start, const Identity& identity, const std::vector<std::string>& env,
+           SpawnedCommand* command, std::string* why);
+
+// One round of killing everything below `keeper`: stops all, then kills all. True when nothing
+// alive is left.
+bool KillBelow(pid_t keeper);
+
+}  // namespace reprise::sandboxd::agent

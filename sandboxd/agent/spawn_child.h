@@ -1,0 +1,31 @@
+// What runs after fork: the keeper and the command before its exec. Nothing here allocates.
+#pragma once
+
+#include <sys/resource.h>
+
+#include "sandboxd/agent/os.h"
+#include "sandboxd/agent/spawn.h"
+
+namespace reprise::sandboxd::agent {
+
+struct ChildLimit {
+  int resource = 0;
+  rlimit value{};
+};
+
+// Prepared by the agent; pointers stay valid in the child.
+struct ChildPlan {
+  char* const* argv = nullptr;
+  char* const* envp = nullptr;
+  const char* const* candidates = nullptr;  // paths of the program to try, ends with nullptr
+  const char* working_dir = nullptr;
+  const Identity* identity = nullptr;
+  const ChildLimit* limits = nullptr;
+  size_t limit_count = 0;
+  int stdin_fd = -1, stdout_fd = -1, stderr_fd = -1, report_fd = -1;
+};
+
+// The keeper's whole life.
+[[noreturn]] void RunKeeper(const ChildPlan& plan);
+
+}  // namespace reprise::sandboxd::agent
