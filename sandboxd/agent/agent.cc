@@ -42,6 +42,8 @@ void Agent::Run() {
     };
     for (const auto& [id, call] : calls_) consider(call);
     for (const auto& call : released_) consider(call);
+    size_t life = fds.size();
+    if (options_.life_fd >= 0) fds.push_back({options_.life_fd, 0, 0});
     const int timeout =
         next < 0 ? -1 : static_cast<int>(std::clamp<int64_t>(next - now, 0, 1 << 30));
     poll(fds.data(), fds.size(), timeout);
@@ -54,7 +56,19 @@ void Agent::Run() {
     released_.remove_if([](const auto& call) { return call->gone(); });
     for (Connection& connection : connections_) Serve(connection);
     connections_.remove_if([](const Connection& connection) { return !connection.fd.valid(); });
+    const bool life_over = options_.life_fd >= 0 && (fds[life].revents & (POLLHUP | POLLERR)) != 0;
+    if (life_over) options_.life_fd = -1;
+    life_over_ = life_over_ || life_over;
+    if (options_.single_call && Finished()) return;
   }
+}
+
+// Released with nothing left of it, or nobody can ask for a call any more.
+bool Agent::Finished() const {
+  if (!calls_.empty() || !released_.empty()) return false;
+  const bool owed = std::any_of(connections_.begin(), connections_.end(),
+                                [](const Connection& c) { return !c.out.empty(); });
+  return !owed && (served_ || life_over_);
 }
 
 void Agent::Reap() {
@@ -80,7 +94,10 @@ void Agent::Accept() {
     // A peer outside of this pid namespace has no pid here: only the daemon may talk to the agent.
     ucred peer{};
     socklen_t size = sizeof(peer);
-    if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid != 0) continue;
+    if (!options_.single_call &&
+        (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid != 0)) {
+      continue;
+    }
     connections_.emplace_back().fd = std::move(fd);
   }
 }
@@ -142,9 +159,15 @@ void Agent::HandleFrame(Connection& connection, FrameType type, const std::strin
     return HandleFirst(connection, type, payload);
   }
   if (connection.start != nullptr && type == FrameType::kStdinData) {
-    connection.start_stdin += payload;
-    if (connection.start_stdin.size() > connection.start->stdin_bytes) return connection.fd.Reset();
-    if (connection.start_stdin.size() == connection.start->stdin_bytes) HandleStart(connection);
+    connection.start_data += payload;
+    const uint64_t wanted = connection.start->stdin_bytes + connection.start->files_bytes;
+    if (connection.start_data.size() > wanted) return connection.fd.Reset();
+    if (connection.start_data.size() == wanted) HandleStart(connection);
+    return;
+  }
+  if (connection.call != nullptr && type == FrameType::kRelease) {
+    Release(connection.call->id());
+    connection.closing = true;
     return;
   }
   Ack ack;
@@ -152,21 +175,21 @@ void Agent::HandleFrame(Connection& connection, FrameType type, const std::strin
       ack.stream < 2) {
     return connection.call->Acknowledge(ack.stream, ack.upto);
   }
-  if (connection.call != nullptr && type == FrameType::kRelease && connection.end_sent)
-    Release(connection.call->id());
   connection.fd.Reset();
 }
 
 void Agent::HandleFirst(Connection& connection, FrameType type, const std::string& payload) {
+  if (IsFileOperation(type) && options_.single_call)
+    return Answer(connection, ENOSYS, "no files here");
   if (IsFileOperation(type)) return StartFileOperation(connection, type, payload);
   if (type == FrameType::kStart) {
     auto start = std::make_unique<Start>();
     if (!Decode(payload, start.get()) || start->argv.empty() || start->call_id.empty() ||
-        start->stdin_bytes > kStdinBytesMax) {
+        start->stdin_bytes > kStdinBytesMax || start->files_bytes > kFilesBytesMax) {
       return connection.fd.Reset();
     }
     connection.start = std::move(start);
-    if (connection.start->stdin_bytes == 0) HandleStart(connection);
+    if (connection.start->stdin_bytes + connection.start->files_bytes == 0) HandleStart(connection);
     return;
   }
   if (type == FrameType::kAttach) {
@@ -181,6 +204,8 @@ void Agent::HandleStart(Connection& connection) {
   const std::unique_ptr<Start> start = std::move(connection.start);
   if (Find(start->call_id) != nullptr)
     return Answer(connection, EEXIST, "call " + start->call_id + " was started");
+  if (options_.single_call && served_)
+    return Answer(connection, EBUSY, "this worker has served its call");
   if (calls_.size() >= kCallsMax)
     return Answer(connection, EAGAIN, "too many calls in this sandbox");
   Identity identity;
@@ -188,9 +213,12 @@ void Agent::HandleStart(Connection& connection) {
   const std::string user = start->user.empty() ? options_.user : start->user;
   if (!ResolveIdentity(user, &identity, &why)) return Answer(connection, EINVAL, why);
   const std::vector<std::string> env = Environment(start->env, identity);
-  auto call = std::make_shared<Call>(*start);
-  if (!call->Run(identity, env, std::move(connection.start_stdin), &why))
+  auto call = std::make_shared<Call>(*start, options_.launcher);
+  const std::string files = connection.start_data.substr(start->stdin_bytes);
+  connection.start_data.resize(start->stdin_bytes);
+  if (!call->Run(identity, env, std::move(connection.start_data), files, &why))
     return Answer(connection, EAGAIN, why);
+  served_ = true;
   calls_[start->call_id] = call;
   connection.call = std::move(call);
   connection.out += Frame(FrameType::kStarted, Started{start->tag});
@@ -221,6 +249,7 @@ void Agent::HandleAttach(Connection& connection, const Attach& attach) {
 }
 
 void Agent::HandleControl(Connection& connection, FrameType type, const std::string& payload) {
+  CallId id;
   Signal signal;
   if (type == FrameType::kPing) return Answer(connection, 0, "");
   if (type == FrameType::kPrune) {
@@ -231,6 +260,10 @@ void Agent::HandleControl(Connection& connection, FrameType type, const std::str
     connection.stdin_wait = std::make_unique<Stdin>();
     if (!Decode(payload, connection.stdin_wait.get())) return connection.fd.Reset();
     return TryStdin(connection);
+  }
+  if (type == FrameType::kRelease && Decode(payload, &id)) {
+    Release(id.call_id);
+    return Answer(connection, 0, "");
   }
   if (type == FrameType::kSignal && Decode(payload, &signal)) {
     const std::shared_ptr<Call> call = Find(signal.call_id);
@@ -334,15 +367,15 @@ std::shared_ptr<Call> Agent::Find(const std::string& call_id) const {
 std::vector<std::string> Agent::Environment(const std::vector<std::string>& added,
                                             const Identity& identity) const {
   std::map<std::string, std::string> variables = {
+      {"HOME", identity.home},
       {"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}};
   auto put = [&](const std::string& variable) {
     const size_t equals = variable.find('=');
     if (equals != std::string::npos)
       variables[variable.substr(0, equals)] = variable.substr(equals + 1);
   };
-  for (char** variable = environ; *variable != nullptr; ++variable) put(*variable);
-  // The runtime gave the agent a HOME; that of the call's user is another.
-  variables["HOME"] = options_.home.empty() ? identity.home : options_.home;
+  for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable)
+    put(*variable);
   for (const std::string& variable : added) put(variable);
   std::vector<std::string> env;
   for (const auto& [name, value] : variables) env.push_back(name + "=" + value);

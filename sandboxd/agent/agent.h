@@ -16,9 +16,14 @@
 namespace reprise::sandboxd::agent {
 
 struct AgentOptions {
-  std::string user;         // of calls and files, where the request names none
-  std::string working_dir;  // base of relative paths
-  std::string home;         // HOME of every call; "" = that of its user
+  std::string user;              // of calls and files, where the request names none
+  std::string working_dir;       // base of relative paths
+  Launcher* launcher = nullptr;  // outlives the agent
+  // An owner outside of any container: it serves one call, lets every peer in that its directory
+  // lets in, and its Run returns when that call is released, or when `life_fd` hangs up before
+  // there was a call.
+  bool single_call = false;
+  int life_fd = -1;
 };
 
 class Agent {
@@ -28,18 +33,18 @@ class Agent {
         listener_(std::move(listener)),
         child_signals_(std::move(child_signals)) {}
 
-  // Never returns: the agent lives as long as its container.
-  [[noreturn]] void Run();
+  // Returns only with `single_call`: an agent lives as long as its container.
+  void Run();
 
  private:
   struct Connection {
     Fd fd;
     FrameReader in;
     std::string out;
-    bool closing = false;          // close when `out` is written
-    bool answered = false;         // the first frame was dealt with
-    std::unique_ptr<Start> start;  // waits for its standard input
-    std::string start_stdin;
+    bool closing = false;               // close when `out` is written
+    bool answered = false;              // the first frame was dealt with
+    std::unique_ptr<Start> start;       // waits for its standard input
+    std::string start_data;             // standard input, then the files
     std::unique_ptr<Stdin> stdin_wait;  // waits for room
     std::shared_ptr<Call> call;         // what this connection streams
     uint64_t sent[2] = {0, 0};
@@ -61,15 +66,18 @@ class Agent {
   void Prune();
   void Release(const std::string& call_id);
   void Pump(Connection& connection);
+  bool Finished() const;
   void Answer(Connection& connection, int error, const std::string& message);
   std::shared_ptr<Call> Find(const std::string& call_id) const;
   std::vector<std::string> Environment(const std::vector<std::string>& added,
                                        const Identity& identity) const;
 
-  const AgentOptions options_;
+  AgentOptions options_;
   Fd listener_, child_signals_;
   std::list<Connection> connections_;
   std::map<std::string, std::shared_ptr<Call>> calls_;
+  bool served_ = false;     // a call was started
+  bool life_over_ = false;  // life_fd hung up
   std::list<std::shared_ptr<Call>>
       released_;  // only so that their background processes can go on writing
 };

@@ -15,10 +15,20 @@ constexpr int64_t kKillRoundMs = 5;  // between two rounds of killing what is le
 
 }  // namespace
 
+bool Launcher::Launch(const Start& start, const Identity& identity,
+                      const std::vector<std::string>& env, const std::string& files,
+                      SpawnedCommand* command, std::string* why) {
+  if (!files.empty()) {
+    *why = "input files are for the function tier; write them into this sandbox instead";
+    return false;
+  }
+  return Spawn(start, identity, env, command, why);
+}
+
 bool Call::Run(const Identity& identity, const std::vector<std::string>& env,
-               std::string stdin_data, std::string* why) {
+               std::string stdin_data, const std::string& files, std::string* why) {
   started_us_ = NowUs();
-  if (!Spawn(start_, identity, env, &command_, why)) return false;
+  if (!launcher_->Launch(start_, identity, env, files, &command_, why)) return false;
   streams_[0].fd = std::move(command_.stdout_fd);
   streams_[1].fd = std::move(command_.stderr_fd);
   stdin_ = std::move(stdin_data);
@@ -55,7 +65,7 @@ void Call::Step(int64_t now_ms) {
     if (Wanted(stream)) ReadStream(stream);
   }
   if (!ended() && !report_ && deadline_ms_ >= 0 && now_ms >= deadline_ms_) Kill(EndKind::kTimedOut);
-  if (killed_ && !keeper_gone_) KillBelow(command_.keeper);
+  if (killed_ && !keeper_gone_) launcher_->KillAll(command_.keeper);
   MaybeEnd();
 }
 
@@ -69,7 +79,7 @@ void Call::ReadReport() {
       command_.report.Reset();
       return;
     }
-    if (report.kind == Report::kLeader) leader_ = report.value;
+    if (report.kind == Report::kLeader) leader_ = launcher_->LeaderPid(report.value);
     if (report.kind == Report::kStartFailed) failed_ = report;
     if (report.kind != Report::kEnded) continue;
     report_ = report;
@@ -84,6 +94,7 @@ void Call::ReadReport() {
       stream.left = static_cast<uint64_t>(bytes);
       if (*stream.left == 0) stream.closed = true;
     }
+    launcher_->CommandEnded(command_.keeper);
   }
 }
 
@@ -165,7 +176,7 @@ int Call::Signal(int signal) {
 void Call::Kill(EndKind why) {
   if (ended() || report_ || killed_) return;
   killed_ = why;
-  KillBelow(command_.keeper);
+  launcher_->KillAll(command_.keeper);
 }
 
 void Call::MaybeEnd() {
@@ -203,6 +214,7 @@ void Call::MaybeEnd() {
   } else {
     end.kind = static_cast<uint8_t>(end.signal != 0 ? EndKind::kSignaled : EndKind::kExited);
   }
+  launcher_->Judge(start_, &end);
   end_ = std::move(end);
 }
 

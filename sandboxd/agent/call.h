@@ -14,13 +14,32 @@
 
 namespace reprise::sandboxd::agent {
 
+// How commands are started and ended where an owner runs them. The default is the one of a
+// container: a fork of the agent under a keeper.
+class Launcher {
+ public:
+  virtual ~Launcher() = default;
+  // `files` is an encoded InputFiles, or empty. False with `why` when nothing was started.
+  virtual bool Launch(const Start& start, const Identity& identity,
+                      const std::vector<std::string>& env, const std::string& files,
+                      SpawnedCommand* command, std::string* why);
+  // One round of killing everything below the keeper.
+  virtual void KillAll(pid_t keeper) { KillBelow(keeper); }
+  // The command's pid, in this process's pid namespace, from the one in its report.
+  virtual pid_t LeaderPid(pid_t reported) { return reported; }
+  // The command itself ended (its report is in).
+  virtual void CommandEnded(pid_t keeper) {}
+  // The last look at how it ended.
+  virtual void Judge(const Start& start, End* end) {}
+};
+
 class Call {
  public:
-  explicit Call(Start start) : start_(std::move(start)) {}
+  Call(Start start, Launcher* launcher) : start_(std::move(start)), launcher_(launcher) {}
 
   // False with `why`: nothing was started, and the call is no call.
   bool Run(const Identity& identity, const std::vector<std::string>& env, std::string stdin_data,
-           std::string* why);
+           const std::string& files, std::string* why);
 
   const std::string& id() const { return start_.call_id; }
   uint64_t tag() const { return start_.tag; }
@@ -68,6 +87,7 @@ class Call {
   bool Wanted(const Stream& stream) const;
 
   Start start_;
+  Launcher* const launcher_;
   SpawnedCommand command_;
   Stream streams_[2];
   std::string stdin_;

@@ -20,6 +20,7 @@ inline constexpr uint32_t kDataBytesMax = 64u
                                           << 10;  // of one kOutput, kStdinData or kFileData frame
 inline constexpr uint64_t kUnackedBytesMax = 1u << 20;  // per stream; then the call blocks
 inline constexpr uint64_t kStdinBytesMax = 64u << 20;   // given with the start
+inline constexpr uint64_t kFilesBytesMax = 64u << 20;   // given with the start
 inline constexpr uint32_t kListEntriesMax = 100'000;    // of one directory
 inline constexpr char kSocketName[] = "agent.sock";     // in the run directory
 
@@ -31,7 +32,9 @@ enum class FrameType : uint8_t {
   kAttach = 3,  // Attach -> kStarted, kUnknown or kError; then as a call
   kStdin = 4,   // Stdin -> kOk when there is room for it
   kSignal = 5,  // Signal -> kOk
-  kPrune = 7,   // calls without a connection are killed and forgotten -> kOk
+  kRelease = 6,    // CallId -> kOk; an ended call is forgotten. On a call's connection: without
+                   // payload, no answer
+  kPrune = 7,      // calls without a connection are killed and forgotten -> kOk
   kReadFile = 8,   // PathRequest -> kFileData..., kOk
   kWriteFile = 9,  // WriteRequest, then kFileData..., an empty one ends -> kOk
   kListDir = 10,   // PathRequest -> kEntry..., kOk
@@ -39,11 +42,9 @@ enum class FrameType : uint8_t {
   kMove = 12,      // MoveRequest -> kOk
   kRemove = 13,    // PathRequest -> kOk
   // A call's connection.
-  kOutput = 32,  // Output, agent to daemon
-  kEnd = 33,     // End, agent to daemon, last
-  kAck = 34,     // Ack, daemon to agent
-  kRelease =
-      36,  // daemon to agent, empty, after kEnd: the call is forgotten, the connection closed
+  kOutput = 32,     // Output, agent to daemon
+  kEnd = 33,        // End, agent to daemon, last
+  kAck = 34,        // Ack, daemon to agent
   kStdinData = 35,  // raw bytes
   // Answers.
   kOk = 64,
@@ -61,7 +62,9 @@ enum class EndKind : uint8_t {
   kTimedOut,
   kOutputLimit,
   kSetupFailed,
-  kCancelled
+  kCancelled,
+  kMemoryExceeded,
+  kPolicyViolation,
 };
 
 struct Start {
@@ -70,15 +73,26 @@ struct Start {
   std::string working_dir;             // absolute
   std::string user;                    // "" = the agent's default; name, uid or uid:gid
   uint64_t stdin_bytes = 0;            // follow in kStdinData frames
+  uint64_t files_bytes = 0;            // follow after them: an InputFiles, in kStdinData frames too
   uint8_t stdin_open = 0;              // more comes by kStdin
   uint64_t timeout_ms = 0, cpu_seconds = 0, file_bytes = 0, open_files = 0,
            output_bytes_max = 0;  // 0: none
   uint64_t tag = 0;               // given back in Started
+  // For owners that make the sandbox for the call (the function tier); others leave them alone.
+  uint64_t memory_bytes = 0, pids = 0, disk_bytes = 0;
+  std::vector<std::string> binds;  // host path, path inside, "rw" or "ro", and so on
   void Fields(auto& f) {
-    f(call_id), f(argv), f(env), f(working_dir), f(user), f(stdin_bytes), f(stdin_open),
-        f(timeout_ms);
-    f(cpu_seconds), f(file_bytes), f(open_files), f(output_bytes_max), f(tag);
+    f(call_id), f(argv), f(env), f(working_dir), f(user), f(stdin_bytes), f(files_bytes),
+        f(stdin_open);
+    f(timeout_ms), f(cpu_seconds), f(file_bytes), f(open_files), f(output_bytes_max), f(tag);
+    f(memory_bytes), f(pids), f(disk_bytes), f(binds);
   }
+};
+// Files laid into the working directory before the command starts; the three lists have the same
+// length.
+struct InputFiles {
+  std::vector<std::string> paths, contents, modes;  // relative; modes in octal
+  void Fields(auto& f) { f(paths), f(contents), f(modes); }
 };
 struct Attach {
   std::string call_id;
@@ -99,6 +113,10 @@ struct Signal {
   int32_t signal = 0;
   uint8_t cancel = 0;  // kill everything of the call
   void Fields(auto& f) { f(call_id), f(signal), f(cancel); }
+};
+struct CallId {
+  std::string call_id;
+  void Fields(auto& f) { f(call_id); }
 };
 struct Output {
   uint8_t stream = 0;  // 0 stdout, 1 stderr

@@ -17,47 +17,6 @@ namespace {
 
 constexpr char kDefaultPath[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-bool MakePipe(Fd* read_end, Fd* write_end, std::string* why) {
-  int fds[2];
-  if (pipe2(fds, O_CLOEXEC) != 0) {
-    *why = std::string("cannot make a pipe: ") + strerror(errno);
-    return false;
-  }
-  read_end->Reset(fds[0]);
-  write_end->Reset(fds[1]);
-  return true;
-}
-
-void SetNonBlocking(const Fd& fd) {
-  fcntl(fd.get(), F_SETFL, fcntl(fd.get(), F_GETFL) | O_NONBLOCK);
-}
-
-// A name with a slash is a path (the command has entered its working directory by then); others are
-// looked up.
-std::vector<std::string> Candidates(const std::string& program,
-                                    const std::vector<std::string>& env) {
-  if (program.find('/') != std::string::npos) return {program};
-  std::string path = kDefaultPath;
-  for (const std::string& variable : env) {
-    if (variable.starts_with("PATH=")) path = variable.substr(5);
-  }
-  std::vector<std::string> candidates;
-  for (size_t begin = 0; begin <= path.size();) {
-    const size_t end = std::min(path.find(':', begin), path.size());
-    const std::string directory = path.substr(begin, end - begin);
-    candidates.push_back((directory.empty() ? "." : directory) + "/" + program);
-    begin = end + 1;
-  }
-  return candidates;
-}
-
-std::vector<char*> Pointers(const std::vector<std::string>& strings) {
-  std::vector<char*> pointers;
-  for (const std::string& string : strings) pointers.push_back(const_cast<char*>(string.c_str()));
-  pointers.push_back(nullptr);
-  return pointers;
-}
-
 struct Process {
   pid_t parent = 0;
   char state = 0;
@@ -98,6 +57,47 @@ std::vector<pid_t> Below(pid_t root, const std::map<pid_t, Process>& processes) 
 }
 
 }  // namespace
+
+bool MakePipe(Fd* read_end, Fd* write_end, std::string* why) {
+  int fds[2];
+  if (pipe2(fds, O_CLOEXEC) != 0) {
+    *why = std::string("cannot make a pipe: ") + strerror(errno);
+    return false;
+  }
+  read_end->Reset(fds[0]);
+  write_end->Reset(fds[1]);
+  return true;
+}
+
+void SetNonBlocking(const Fd& fd) {
+  fcntl(fd.get(), F_SETFL, fcntl(fd.get(), F_GETFL) | O_NONBLOCK);
+}
+
+// A name with a slash is a path (the command has entered its working directory by then); others are
+// looked up.
+std::vector<std::string> Candidates(const std::string& program,
+                                    const std::vector<std::string>& env) {
+  if (program.find('/') != std::string::npos) return {program};
+  std::string path = kDefaultPath;
+  for (const std::string& variable : env) {
+    if (variable.starts_with("PATH=")) path = variable.substr(5);
+  }
+  std::vector<std::string> candidates;
+  for (size_t begin = 0; begin <= path.size();) {
+    const size_t end = std::min(path.find(':', begin), path.size());
+    const std::string directory = path.substr(begin, end - begin);
+    candidates.push_back((directory.empty() ? "." : directory) + "/" + program);
+    begin = end + 1;
+  }
+  return candidates;
+}
+
+std::vector<char*> Pointers(const std::vector<std::string>& strings) {
+  std::vector<char*> pointers;
+  for (const std::string& string : strings) pointers.push_back(const_cast<char*>(string.c_str()));
+  pointers.push_back(nullptr);
+  return pointers;
+}
 
 bool Spawn(const Start& start, const Identity& identity, const std::vector<std::string>& env,
            SpawnedCommand* command, std::string* why) {

@@ -27,7 +27,9 @@ inline constexpr const char* kStartSteps[] = {"fork",
                                               "set its limits",
                                               "change to its user",
                                               "enter its working directory",
-                                              "execute it"};
+                                              "execute it",
+                                              "make its sandbox"};
+inline constexpr uint32_t kSandboxStep = 6;
 
 struct SpawnedCommand {
   pid_t keeper = -1;
@@ -37,6 +39,15 @@ struct SpawnedCommand {
 // False with `why` when nothing was started.
 bool Spawn(const Start& start, const Identity& identity, const std::vector<std::string>& env,
            SpawnedCommand* command, std::string* why);
+
+// Paths at which `program` may lie, in the order to try them: itself when it has a slash, else by
+// PATH of `env`.
+std::vector<std::string> Candidates(const std::string& program,
+                                    const std::vector<std::string>& env);
+// What execve takes; valid as long as `strings`.
+std::vector<char*> Pointers(const std::vector<std::string>& strings);
+bool MakePipe(Fd* read_end, Fd* write_end, std::string* why);
+void SetNonBlocking(const Fd& fd);
 
 // One round of killing everything below `keeper`: stops all, then kills all. True when nothing
 // alive is left.

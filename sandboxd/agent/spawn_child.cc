@@ -11,14 +11,7 @@
 namespace reprise::sandboxd::agent {
 namespace {
 
-constexpr char kCommandOomScore[] = "500";
-
 enum Step : uint32_t { kFork, kDescriptors, kLimits, kUser, kWorkingDir, kExec };
-
-void Tell(int fd, const Report& report) {
-  while (write(fd, &report, sizeof(report)) < 0 && errno == EINTR) {
-  }
-}
 
 [[noreturn]] void Fail(int fd, Step step) {
   Report report;
@@ -34,7 +27,14 @@ bool Install(int fd, int target) {
   return fd == target ? fcntl(fd, F_SETFD, 0) == 0 : dup2(fd, target) == target;
 }
 
-[[noreturn]] void RunCommand(const ChildPlan& plan) {
+}  // namespace
+
+void Tell(int report_fd, const Report& report) {
+  while (write(report_fd, &report, sizeof(report)) < 0 && errno == EINTR) {
+  }
+}
+
+void RunCommand(const ChildPlan& plan) {
   const int report = plan.report_fd;
   setsid();
   if (!Install(plan.stdin_fd, 0) || !Install(plan.stdout_fd, 1) || !Install(plan.stderr_fd, 2) ||
@@ -49,12 +49,12 @@ bool Install(int fd, int target) {
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
-  // The OOM killer takes what the agent starts before the agent. (To lower the agent's own score
-  // needs a capability that hosts which are containers themselves lack.)
-  const int oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-  if (oom < 0 || write(oom, kCommandOomScore, sizeof(kCommandOomScore) - 1) < 0)
-    Fail(report, kLimits);
-  close(oom);
+  if (plan.harden == nullptr) {
+    // The agent is protected from the OOM killer, what it starts is not.
+    const int oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (oom < 0 || write(oom, "0", 1) != 1) Fail(report, kLimits);
+    close(oom);
+  }
   for (size_t i = 0; i < plan.limit_count; ++i) {
     if (setrlimit(static_cast<__rlimit_resource>(plan.limits[i].resource), &plan.limits[i].value) !=
         0) {
@@ -62,8 +62,9 @@ bool Install(int fd, int target) {
     }
   }
   umask(022);
-  if (!BecomeUnprivileged(*plan.identity)) Fail(report, kUser);
+  if (plan.harden == nullptr && !BecomeUnprivileged(*plan.identity)) Fail(report, kUser);
   if (chdir(plan.working_dir) != 0) Fail(report, kWorkingDir);
+  if (plan.harden != nullptr && !plan.harden(plan.harden_context)) Fail(report, kUser);
   int error = ENOENT;
   for (const char* const* path = plan.candidates; *path != nullptr; ++path) {
     execve(*path, plan.argv, plan.envp);
@@ -73,7 +74,17 @@ bool Install(int fd, int target) {
   Fail(report, kExec);
 }
 
-}  // namespace
+Report EndReport(int status) {
+  rusage usage{};
+  getrusage(RUSAGE_CHILDREN, &usage);
+  Report report;
+  report.kind = Report::kEnded;
+  report.value = status;
+  report.cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1'000'000ll +
+                  usage.ru_utime.tv_usec + usage.ru_stime.tv_usec;
+  report.memory_peak_bytes = static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+  return report;
+}
 
 void RunKeeper(const ChildPlan& plan) {
   prctl(PR_SET_CHILD_SUBREAPER, 1);
@@ -103,15 +114,7 @@ void RunKeeper(const ChildPlan& plan) {
     if (pid < 0 && errno == EINTR) continue;
     if (pid < 0) _exit(0);
     if (pid != leader) continue;
-    rusage usage{};
-    getrusage(RUSAGE_CHILDREN, &usage);
-    Report report;
-    report.kind = Report::kEnded;
-    report.value = status;
-    report.cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1'000'000ll +
-                    usage.ru_utime.tv_usec + usage.ru_stime.tv_usec;
-    report.memory_peak_bytes = static_cast<uint64_t>(usage.ru_maxrss) * 1024;
-    Tell(report_fd, report);
+    Tell(report_fd, EndReport(status));
   }
 }
 

@@ -23,7 +23,17 @@ struct ChildPlan {
   const ChildLimit* limits = nullptr;
   size_t limit_count = 0;
   int stdin_fd = -1, stdout_fd = -1, stderr_fd = -1, report_fd = -1;
+  // Where set, gives up every privilege in place of becoming `identity`. False with errno set.
+  bool (*harden)(const void* context) = nullptr;
+  const void* harden_context = nullptr;
 };
+
+// Becomes the command. Descriptors above 2 close at its exec.
+[[noreturn]] void RunCommand(const ChildPlan& plan);
+
+// How the command `leader` ended, from its wait status and the usage of all children.
+Report EndReport(int status);
+void Tell(int report_fd, const Report& report);
 
 // The keeper's whole life.
 [[noreturn]] void RunKeeper(const ChildPlan& plan);

@@ -58,24 +58,20 @@ class SandboxClientImpl final : public SandboxClient {
   SandboxClientImpl(ClientOptions options, std::shared_ptr<grpc::Channel> channel)
       : options_(std::move(options)), stub_(sandbox::SandboxService::NewStub(std::move(channel))) {}
 
-  absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request,
-                                                 absl::Time deadline) override {
-    if (request.sandbox_id().empty())
-      request.set_sandbox_id(fmt::format("sb-{}", base::RandomHex(8)));
+  absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request, absl::Time deadline) override {
+    if (request.sandbox_id().empty()) request.set_sandbox_id(fmt::format("sb-{}", base::RandomHex(8)));
     return Unary<sandbox::CreateResponse>(deadline, [&](auto* context, auto* response) {
       return stub_->Create(context, request, response);
     });
   }
-  absl::StatusOr<sandbox::Sandbox> Get(const std::string& sandbox_id,
-                                       absl::Time deadline) override {
+  absl::StatusOr<sandbox::Sandbox> Get(const std::string& sandbox_id, absl::Time deadline) override {
     sandbox::GetRequest request;
     request.set_sandbox_id(sandbox_id);
     return Unary<sandbox::Sandbox>(deadline, [&](auto* context, auto* response) {
       return stub_->Get(context, request, response);
     });
   }
-  absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id,
-                                             absl::Time deadline) override {
+  absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id, absl::Time deadline) override {
     sandbox::StopRequest request;
     request.set_sandbox_id(sandbox_id);
     return Unary<sandbox::StopResponse>(deadline, [&](auto* context, auto* response) {
@@ -91,10 +87,9 @@ class SandboxClientImpl final : public SandboxClient {
     sandbox::SignalRequest request;
     request.set_call_id(call_id);
     request.set_cancel(true);
-    return Unary<sandbox::SignalResponse>(deadline,
-                                          [&](auto* context, auto* response) {
-                                            return stub_->Signal(context, request, response);
-                                          })
+    return Unary<sandbox::SignalResponse>(deadline, [&](auto* context, auto* response) {
+             return stub_->Signal(context, request, response);
+           })
         .status();
   }
 
@@ -113,18 +108,15 @@ class SandboxClientImpl final : public SandboxClient {
           const sandbox::Output& output = event.output();
           Tail& tail = output.stream() == sandbox::STREAM_STDERR ? err : out;
           uint64_t end = output.offset() + output.data().size();
-          std::string_view fresh =
-              tail.Take(output.offset(), output.data(), options_.output_bytes_max);
-          if (!fresh.empty() && on_output != nullptr)
-            on_output(output.stream(), end - fresh.size(), fresh);
+          std::string_view fresh = tail.Take(output.offset(), output.data(), options_.output_bytes_max);
+          if (!fresh.empty() && on_output != nullptr) on_output(output.stream(), end - fresh.size(), fresh);
         } else if (event.has_result()) {
           finished.result = std::move(*event.mutable_result());
           ended = true;
         }
       }
       grpc::Status status = reader->Finish();
-      if (status.ok() && !ended)
-        return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the stream ended without a result");
+      if (status.ok() && !ended) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the stream ended without a result");
       return status;
     }));
     out.Trim(options_.output_bytes_max);
@@ -152,14 +144,12 @@ class SandboxClientImpl final : public SandboxClient {
     return response;
   }
 
-  absl::Status Retry(absl::Time deadline,
-                     const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
+  absl::Status Retry(absl::Time deadline, const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
     absl::Duration backoff = options_.backoff_min;
     while (true) {
       grpc::ClientContext context;
       context.set_deadline(absl::ToChronoTime(deadline));
-      if (!options_.token.empty())
-        context.AddMetadata("authorization", fmt::format("Bearer {}", options_.token));
+      if (!options_.token.empty()) context.AddMetadata("authorization", fmt::format("Bearer {}", options_.token));
       {
         absl::MutexLock lock(&mutex_);
         if (down_) return absl::CancelledError("the client was shut down");
@@ -168,8 +158,7 @@ class SandboxClientImpl final : public SandboxClient {
       grpc::Status status = attempt(&context);
       absl::MutexLock lock(&mutex_);
       open_.erase(&context);
-      if (status.error_code() != grpc::StatusCode::UNAVAILABLE ||
-          absl::Now() + backoff >= deadline) {
+      if (status.error_code() != grpc::StatusCode::UNAVAILABLE || absl::Now() + backoff >= deadline) {
         return FromGrpc(status, options_.address);
       }
       if (mutex_.AwaitWithTimeout(absl::Condition(&down_), backoff)) continue;
@@ -186,10 +175,8 @@ class SandboxClientImpl final : public SandboxClient {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<SandboxClient>> SandboxClient::Connect(
-    const ClientOptions& options) {
-  if (options.address.empty())
-    return absl::InvalidArgumentError("the address of sandboxd is empty");
+absl::StatusOr<std::unique_ptr<SandboxClient>> SandboxClient::Connect(const ClientOptions& options) {
+  if (options.address.empty()) return absl::InvalidArgumentError("the address of sandboxd is empty");
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
   arguments.SetMaxSendMessageSize(kMessageBytesMax);
@@ -199,8 +186,7 @@ absl::StatusOr<std::unique_ptr<SandboxClient>> SandboxClient::Connect(
   // Its own connection: another client's backoff must not delay this one's.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return std::make_unique<SandboxClientImpl>(
-      options,
-      grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments));
+      options, grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments));
 }
 
 }  // namespace reprise::sandboxd

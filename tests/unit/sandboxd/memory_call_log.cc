@@ -93,8 +93,7 @@ absl::StatusOr<journal::CallIntent> MemoryCallLog::Begin(journal::CallIntent int
   order_.push_back(intent.call_id());
   return intent;
 }
-absl::Status MemoryCallLog::Rebind(std::string_view call_id, std::string_view placement,
-                                   std::string_view boot_id) {
+absl::Status MemoryCallLog::Rebind(std::string_view call_id, std::string_view placement, std::string_view boot_id) {
   absl::MutexLock lock(&mutex_);
   if (!fault_.ok()) return fault_;
   auto found = calls_.find(call_id);
@@ -109,17 +108,15 @@ absl::Status MemoryCallLog::Rebind(std::string_view call_id, std::string_view pl
   return absl::OkStatus();
 }
 
-absl::Status MemoryCallLog::AppendOutput(std::string_view call_id, sandbox::Stream stream,
-                                         uint64_t offset, std::string_view data,
-                                         uint64_t kept_bytes) {
+absl::Status MemoryCallLog::AppendOutput(std::string_view call_id, sandbox::Stream stream, uint64_t offset,
+                                         std::string_view data, uint64_t kept_bytes) {
   constexpr size_t kChunk = 64u << 10;
   absl::MutexLock lock(&mutex_);
   if (!fault_.ok()) return fault_;
   auto found = calls_.find(call_id);
   if (found == calls_.end()) return absl::NotFoundError("no such call");
   Entry& entry = found->second;
-  uint64_t& next =
-      stream == sandbox::STREAM_STDERR ? entry.offsets.stderr_bytes : entry.offsets.stdout_bytes;
+  uint64_t& next = stream == sandbox::STREAM_STDERR ? entry.offsets.stderr_bytes : entry.offsets.stdout_bytes;
   if (offset != next) return absl::InternalError("output out of order");
   next += data.size();
   for (size_t at = 0; at < data.size(); at += kChunk) {
@@ -142,9 +139,8 @@ absl::StatusOr<replay::CallLog::Offsets> MemoryCallLog::OutputOffsets(std::strin
   if (found == calls_.end()) return absl::NotFoundError("no such call");
   return found->second.offsets;
 }
-absl::Status MemoryCallLog::ReadOutput(
-    std::string_view call_id,
-    const std::function<absl::Status(const journal::CallOutput&)>& visit) {
+absl::Status MemoryCallLog::ReadOutput(std::string_view call_id,
+                                       const std::function<absl::Status(const journal::CallOutput&)>& visit) {
   std::vector<journal::CallOutput> output;
   {
     absl::MutexLock lock(&mutex_);
@@ -180,8 +176,7 @@ absl::StatusOr<std::vector<journal::CallIntent>> MemoryCallLog::Running() {
   }
   return running;
 }
-absl::StatusOr<std::vector<replay::CallLog::Found>> MemoryCallLog::ListCalls(
-    std::string_view sandbox_id) {
+absl::StatusOr<std::vector<replay::CallLog::Found>> MemoryCallLog::ListCalls(std::string_view sandbox_id) {
   absl::MutexLock lock(&mutex_);
   std::vector<Found> calls;
   for (const std::string& id : order_) {

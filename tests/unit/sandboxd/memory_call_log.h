@@ -1,5 +1,5 @@
-// A call log in memory with switches for the faults that a disk has, for tests of what stands on
-// it. Survives the managers that use it, as the real one survives a daemon.
+// A call log in memory with switches for the faults that a disk has, for tests of what stands on it. Survives the
+// managers that use it, as the real one survives a daemon.
 #pragma once
 
 #include <map>
@@ -16,8 +16,7 @@ class MemoryCallLog final : public replay::CallLog {
  public:
   using Record = replay::journal::SandboxRecord;
 
-  // From now on writes fail with `status` (as a store does after its first failed write); OK heals
-  // it.
+  // From now on writes fail with `status` (as a store does after its first failed write); OK heals it.
   void FailWrites(absl::Status status);
   absl::Status health();
   // The next Begin waits until this is called with false.
@@ -35,14 +34,12 @@ class MemoryCallLog final : public replay::CallLog {
   absl::StatusOr<Found> Find(const sandbox::ExecuteRequest& request) override;
   absl::StatusOr<Found> FindById(std::string_view call_id) override;
   absl::StatusOr<replay::journal::CallIntent> Begin(replay::journal::CallIntent intent) override;
-  absl::Status Rebind(std::string_view call_id, std::string_view placement,
-                      std::string_view boot_id) override;
-  absl::Status AppendOutput(std::string_view call_id, sandbox::Stream stream, uint64_t offset,
-                            std::string_view data, uint64_t kept_bytes) override;
+  absl::Status Rebind(std::string_view call_id, std::string_view placement, std::string_view boot_id) override;
+  absl::Status AppendOutput(std::string_view call_id, sandbox::Stream stream, uint64_t offset, std::string_view data,
+                            uint64_t kept_bytes) override;
   absl::StatusOr<Offsets> OutputOffsets(std::string_view call_id) override;
-  absl::Status ReadOutput(
-      std::string_view call_id,
-      const std::function<absl::Status(const replay::journal::CallOutput&)>& visit) override;
+  absl::Status ReadOutput(std::string_view call_id,
+                          const std::function<absl::Status(const replay::journal::CallOutput&)>& visit) override;
   absl::Status Complete(std::string_view call_id, const sandbox::Result& result) override;
   absl::StatusOr<std::vector<replay::journal::CallIntent>> Running() override;
   absl::StatusOr<std::vector<Found>> ListCalls(std::string_view sandbox_id) override;
@@ -60,8 +57,7 @@ class MemoryCallLog final : public replay::CallLog {
   std::vector<std::string> order_ ABSL_GUARDED_BY(mutex_);
   absl::Status fault_ ABSL_GUARDED_BY(mutex_);
   bool hold_begin_ ABSL_GUARDED_BY(mutex_) = false;
-  int begins_ ABSL_GUARDED_BY(mutex_) = 0, rebinds_ ABSL_GUARDED_BY(mutex_) = 0,
-              completes_ ABSL_GUARDED_BY(mutex_) = 0;
+  int begins_ ABSL_GUARDED_BY(mutex_) = 0, rebinds_ ABSL_GUARDED_BY(mutex_) = 0, completes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace reprise::sandboxd
