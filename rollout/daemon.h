@@ -1,5 +1,6 @@
-// The rollout daemon as an object: `rolloutd` runs one alone, `reprise up` and the embedded default run one beside
-// sandboxd. Owns its parts in start order: store, trajectory log, engine, sandbox client, scheduler, gRPC server.
+// The rollout daemon as an object: `rolloutd` runs one alone, `reprise up` and the embedded default
+// run one beside sandboxd. Owns its parts in start order: store, trajectory log, engine, sandbox
+// client, scheduler, gRPC server.
 #pragma once
 
 #include <memory>
@@ -13,11 +14,11 @@
 namespace reprise::rollout {
 
 struct DaemonOptions {
-  std::string state_dir;                // STATE/rolloutd: journal
-  std::vector<std::string> listen;      // gRPC addresses
-  std::string sandbox_address;          // of sandboxd
+  std::string state_dir;            // STATE/rolloutd: journal
+  std::vector<std::string> listen;  // gRPC addresses
+  std::string sandbox_address;      // of sandboxd
   storage::Durability durability = storage::Durability::kFsync;
-  int threads = 0;                      // of the engine; 0 = one a core
+  int threads = 0;  // of the engine; 0 = one a core
 };
 
 class Daemon {

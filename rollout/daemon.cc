@@ -1,0 +1,117 @@
+#include "rollout/daemon.h"
+
+#include <fmt/format.h>
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <list>
+#include <utility>
+
+#include "base/fd.h"
+#include "base/status_macros.h"
+#include "replay/trajectory_log.h"
+#include "rollout/job_table.h"
+#include "rollout/sandboxd_sandboxes.h"
+#include "rollout/service.h"
+#include "sandboxd/api/listen.h"
+
+namespace reprise::rollout {
+namespace {
+
+constexpr std::string_view kUnixScheme = "unix:";
+constexpr int kMaxRequestBytes = 4 << 20;
+
+journal::Durability ToRecord(storage::Durability durability) {
+  switch (durability) {
+    case storage::Durability::kFsync:
+      return journal::DURABILITY_FSYNC;
+    case storage::Durability::kOs:
+      return journal::DURABILITY_OS;
+    case storage::Durability::kNone:
+      return journal::DURABILITY_NONE;
+  }
+  return journal::DURABILITY_UNSPECIFIED;
+}
+
+// Members are in start order; they go in the opposite one.
+class DaemonImpl final : public Daemon {
+ public:
+  ~DaemonImpl() override {
+    // Open streams end at once: their clients ask again.
+    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
+    // No call may be waited for: the engine threads end with their tools.
+    if (sandboxes_ != nullptr) sandboxes_->Shutdown();
+  }
+
+  absl::Status Open(const DaemonOptions& options) {
+    if (options.state_dir.empty()) {
+      return absl::InvalidArgumentError("no state directory: give --state");
+    }
+    RETURN_IF_ERROR(base::MakeDirs(options.state_dir, 0700));
+    storage::StoreOptions store;
+    store.path = options.state_dir + "/journal";
+    store.families = replay::TrajectoryLogFamilies();
+    store.durability = options.durability;
+    ASSIGN_OR_RETURN(store_, storage::Store::Open(store));
+    ASSIGN_OR_RETURN(log_, replay::TrajectoryLog::Open(store_.get()));
+    ASSIGN_OR_RETURN(sandboxes_, ConnectSandboxes(options.sandbox_address));
+    jobs_ = std::make_unique<JobTable>(log_.get(), ToRecord(options.durability), sandboxes_.get(),
+                                       options.threads);
+    RETURN_IF_ERROR(jobs_->ResumeAll());
+    return Listen(options.listen);
+  }
+
+  const std::vector<std::string>& addresses() const override { return addresses_; }
+
+ private:
+  absl::Status Listen(const std::vector<std::string>& addresses) {
+    if (addresses.empty()) {
+      return absl::InvalidArgumentError("no address to listen on: give --listen");
+    }
+    service_ = MakeRolloutService(jobs_.get(), log_.get());
+    grpc::ServerBuilder builder;
+    builder.RegisterService(service_.get());
+    builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    for (const std::string& address : addresses) {
+      if (!address.starts_with(kUnixScheme)) {
+        return absl::InvalidArgumentError(fmt::format(
+            "{} is no unix socket: who may submit jobs may run commands, so rolloutd listens on "
+            "unix:/PATH only",
+            address));
+      }
+      ASSIGN_OR_RETURN(sandboxd::UnixListener listener,
+                       sandboxd::UnixListener::Prepare(address.substr(kUnixScheme.size())));
+      builder.AddListeningPort(fmt::format("unix:{}", listener.private_path()),
+                               grpc::InsecureServerCredentials());
+      sockets_.push_back(std::move(listener));
+      addresses_.push_back(address);
+    }
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr) {
+      return absl::UnavailableError(
+          fmt::format("cannot listen on {}: may this user make sockets there?", addresses[0]));
+    }
+    for (sandboxd::UnixListener& socket : sockets_) RETURN_IF_ERROR(socket.Publish());
+    return absl::OkStatus();
+  }
+
+  std::unique_ptr<storage::Store> store_;
+  std::unique_ptr<replay::TrajectoryLog> log_;
+  std::unique_ptr<Sandboxes> sandboxes_;
+  std::unique_ptr<JobTable> jobs_;
+  std::unique_ptr<wire::RolloutService::Service> service_;
+  std::list<sandboxd::UnixListener> sockets_;
+  std::unique_ptr<grpc::Server> server_;
+  std::vector<std::string> addresses_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {
+  auto daemon = std::make_unique<DaemonImpl>();
+  RETURN_IF_ERROR(daemon->Open(options));
+  return daemon;
+}
+
+}  // namespace reprise::rollout

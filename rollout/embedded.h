@@ -1,0 +1,39 @@
+// Both daemons in one process, for a command that was given no address: sandboxd first, because
+// tiers fork while a process has few threads, then rolloutd beside it. Their state lies in STATE,
+// as with daemons of their own.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "rollout/daemon.h"
+#include "sandboxd/daemon.h"
+
+namespace reprise::rollout {
+
+struct EmbeddedOptions {
+  std::string state_dir;  // STATE; holds sandboxd/ and rolloutd/, made when missing
+  storage::Durability durability = storage::Durability::kFsync;
+  int threads = 0;                      // of the engine; 0 = one a core
+  std::vector<std::string> bind_roots;  // host directories below which sandboxes may bind
+  std::string helper_dir;               // as sandboxd's
+};
+
+class Embedded {
+ public:
+  // Goes on with every unfinished job of STATE. REQUIRES: the process has no other threads yet.
+  // UNAVAILABLE when another process holds STATE.
+  static absl::StatusOr<std::unique_ptr<Embedded>> Start(const EmbeddedOptions& options);
+
+  const std::string& sandbox_address() const { return sandboxd_->addresses()[0]; }
+  const std::string& rollout_address() const { return rolloutd_->addresses()[0]; }
+
+ private:
+  Embedded() = default;
+  std::unique_ptr<sandboxd::Daemon> sandboxd_;
+  std::unique_ptr<Daemon> rolloutd_;
+};
+
+}  // namespace reprise::rollout

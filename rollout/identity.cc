@@ -1,0 +1,34 @@
+#include "rollout/identity.h"
+
+#include <fmt/format.h>
+
+#include "rollout/text.h"
+
+namespace reprise::rollout {
+std::string TrajectoryId(std::string_view job_id, uint32_t group, uint32_t sample) {
+  return fmt::format("{}/{:06d}/{}", job_id, group, sample);
+}
+
+std::string SandboxId(std::string_view trajectory_id) { return std::string(trajectory_id); }
+
+std::string CallId(std::string_view trajectory_id, uint32_t turn, uint32_t index) {
+  return fmt::format("{}/{}/{}", trajectory_id, turn, index);
+}
+
+std::string RewardCallId(std::string_view trajectory_id) {
+  return fmt::format("{}/reward/0", trajectory_id);
+}
+
+uint64_t TrajectorySeed(uint64_t job_seed, std::string_view task_id, uint32_t sample) {
+  std::string digest =
+      Sha256(fmt::format("reprise.seed.v1\n{}\n{}\n{}", job_seed, sample, task_id));
+  uint64_t seed = 0;
+  for (int i = 7; i >= 0; --i) seed = seed << 8 | static_cast<unsigned char>(digest[i]);
+  return seed;
+}
+
+std::string LogEngineDigest(std::string_view engine_digest) {
+  return Sha256(fmt::format("reprise.engine.v1\n{}\n{}", engine_digest, kTemplateVersion));
+}
+
+}  // namespace reprise::rollout

@@ -1,0 +1,87 @@
+// A job file (TOML, docs/jobs.md) and its task set (JSONL), read strictly. Everything that a
+// rollout needs to know is in these two and in the tool definitions that they name; the job's
+// digest covers all of it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/chat.h"
+#include "reprise/sandbox/v1/sandbox.pb.h"
+#include "rollout/fields.h"
+#include "rollout/tool.h"
+
+namespace reprise::rollout {
+
+inline constexpr uint64_t kMaxJobFileBytes = 1 << 20;
+inline constexpr uint64_t kMaxTaskSetBytes = 1ull << 30;
+inline constexpr uint64_t kMaxToolFileBytes = 1 << 20;
+inline constexpr int64_t kMaxGroupSize = 1024;
+inline constexpr int64_t kMaxInFlight = 1024;
+
+// How a finished trajectory is judged.
+struct RewardSpec {
+  enum class Kind { kMatch, kCommand } kind = Kind::kMatch;
+  std::string answer;             // kMatch
+  std::vector<std::string> argv;  // kCommand
+  std::vector<std::pair<std::string, std::string>> env;
+  sandbox::Limits limits;
+};
+
+struct Task {
+  std::string id;
+  uint32_t group = 0;                // its place in the task set, from 0
+  std::string messages_json;         // array
+  std::string metadata_json = "{}";  // object
+  std::string task_json;             // the whole line, for the reward's standard input
+  std::string hash;                  // SHA-256 of the line as it stands in the file, hexadecimal
+  std::vector<const Tool*> tools;    // into JobSpec::tools, in the job's order
+  std::string tools_json;            // JSON array of their definitions; "" = none
+  sandbox::SandboxSpec sandbox;
+  RewardSpec reward;
+};
+
+struct JobSpec {
+  std::string id;
+  std::string model_dir;  // absolute or as the job file's directory makes it
+  std::string tasks_path;
+  int64_t first = 0;  // first task that is used
+  int64_t limit = 0;  // how many; 0 = all that follow
+  uint32_t group_size = 1;
+  uint64_t seed = 0;
+  engine::ThinkingMode mode = engine::ThinkingMode::kThinking;
+  engine::Effort effort = engine::Effort::kNone;
+
+  float temperature = 1.0f;
+  float top_p = 1.0f;
+
+  int64_t max_tokens = 0;  // after the prompt, sampled and fed
+  int64_t max_turns = 0;
+  int64_t max_tool_calls = 0;
+  int64_t max_context = 0;  // 0 = the model's
+  int64_t tool_result_bytes = 0;
+  int64_t max_in_flight = 0;
+
+  bool routed_experts = false;
+
+  std::vector<Tool> tools;
+  std::vector<Task> tasks;  // those that are used
+  std::string digest;       // SHA-256 (raw) over job file, task set and tool definitions
+
+  size_t trajectories() const { return tasks.size() * group_size; }
+};
+
+// Reads a job. `name` stands for the job file in errors; `job_id` overrides the id in the file when
+// not empty.
+absl::StatusOr<std::unique_ptr<JobSpec>> LoadJob(std::string_view toml,
+                                                 const std::string& directory,
+                                                 const std::string& name,
+                                                 const std::string& job_id);
+
+}  // namespace reprise::rollout

@@ -1,0 +1,208 @@
+#include "rollout/job_run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/status_macros.h"
+#include "rollout/identity.h"
+#include "rollout/text.h"
+
+namespace reprise::rollout {
+
+Summary Summarize(const replay::TrajectoryState& state) {
+  Summary out;
+  out.task_id = state.start.task_id();
+  out.tokens = state.tokens.size();
+  out.prompt = state.prompt_len();
+  for (const replay::Segment& segment : state.segments) {
+    if (segment.role == replay::Segment::Role::kSampled) out.sampled += segment.end - segment.begin;
+  }
+  out.calls = static_cast<uint32_t>(state.calls.size());
+  if (state.reward) {
+    out.has_reward = state.reward->has_value();
+    out.reward = state.reward->value();
+  }
+  if (state.sealed) {
+    out.status = state.sealed->status();
+    out.stop_reason = state.sealed->stop_reason();
+    out.failed = !out.has_reward;
+    out.sealed_us = state.sealed->sealed_us();
+  } else {
+    out.status = "running";
+  }
+  return out;
+}
+
+std::string StateName(journal::JobState state) {
+  switch (state) {
+    case journal::JOB_STATE_RUNNING:
+      return "running";
+    case journal::JOB_STATE_PAUSED:
+      return "paused";
+    case journal::JOB_STATE_COMPLETED:
+      return "completed";
+    case journal::JOB_STATE_CANCELLED:
+      return "cancelled";
+    case journal::JOB_STATE_FAILED:
+      return "failed";
+    default:
+      return "unknown";
+  }
+}
+
+JobRun::JobRun(std::unique_ptr<JobSpec> spec, journal::JobRecord record)
+    : spec_(std::move(spec)), id_(record.job_id()), record_(std::move(record)) {
+  for (size_t i = 0; i < spec_->trajectories(); ++i) {
+    const Task& task = spec_->tasks[i / spec_->group_size];
+    trajectory_ids_.push_back(
+        TrajectoryId(id_, task.group, static_cast<uint32_t>(i % spec_->group_size)));
+  }
+  summaries_.resize(trajectory_ids_.size());
+}
+
+JobRun::JobRun(journal::JobRecord record, std::vector<std::string> trajectory_ids, absl::Status why)
+    : why_no_spec_(std::move(why)),
+      id_(record.job_id()),
+      trajectory_ids_(std::move(trajectory_ids)),
+      record_(std::move(record)) {
+  summaries_.resize(trajectory_ids_.size());
+}
+
+absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
+  for (size_t i = 0; i < trajectory_ids_.size(); ++i) {
+    auto entries = log->Read(trajectory_ids_[i]);
+    if (absl::IsNotFound(entries.status())) continue;
+    RETURN_IF_ERROR(entries.status());
+    auto state = replay::Fold(*entries);
+    if (!state.ok()) {
+      return absl::Status(
+          state.status().code(),
+          fmt::format("trajectory {}: {}", trajectory_ids_[i], Message(state.status())));
+    }
+    Summary summary = Summarize(*state);
+    summary.sealed = state->sealed.has_value();
+    Update(i, summary);
+    if (state->sealed) continue;
+    unfinished_.emplace(i, *std::move(state));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status JobRun::CheckEngine(const std::string& log_engine_digest) const {
+  for (const auto& [index, state] : unfinished_) {
+    if (state.start.engine_digest() == log_engine_digest) continue;
+    return absl::FailedPreconditionError(
+        fmt::format("trajectory {} was begun with another model, tokenizer or chat template than "
+                    "the one that is "
+                    "loaded: bring back the old model directory and resume the job, or cancel it",
+                    trajectory_ids_[index]));
+  }
+  return absl::OkStatus();
+}
+
+journal::JobRecord JobRun::record() const {
+  absl::MutexLock lock(&mutex_);
+  return record_;
+}
+
+journal::JobState JobRun::state() const {
+  absl::MutexLock lock(&mutex_);
+  return record_.state();
+}
+
+absl::Status JobRun::SetState(replay::TrajectoryLog* log, journal::JobState state,
+                              const std::string& message) {
+  absl::MutexLock transition(&transition_);
+  journal::JobRecord record = this->record();
+  if (record.state() == journal::JOB_STATE_COMPLETED ||
+      record.state() == journal::JOB_STATE_CANCELLED || record.state() == state) {
+    return absl::FailedPreconditionError(
+        fmt::format("job {} is {} already", id_, StateName(record.state())));
+  }
+  record.set_state(state);
+  record.set_message(message);
+  absl::Status written = log->PutJob(record);
+  if (!written.ok() && state != journal::JOB_STATE_FAILED) return written;
+  absl::MutexLock lock(&mutex_);
+  record_ = std::move(record);
+  ++version_;
+  return written;
+}
+
+void JobRun::CountLocked(const Summary& summary, int sign) {
+  uint64_t one = static_cast<uint64_t>(static_cast<int64_t>(sign));
+  sealed_ += one * (summary.sealed ? 1 : 0);
+  failed_ += one * (summary.sealed && summary.failed ? 1 : 0);
+  sampled_ += one * summary.sampled;
+  fed_ += one * (summary.tokens - summary.prompt - summary.sampled);
+  calls_ += one * summary.calls;
+}
+
+void JobRun::Update(size_t index, Summary summary) {
+  absl::MutexLock lock(&mutex_);
+  CountLocked(summaries_[index], -1);
+  summaries_[index] = std::move(summary);
+  CountLocked(summaries_[index], 1);
+  ++version_;
+}
+
+Summary JobRun::summary(size_t index) const {
+  absl::MutexLock lock(&mutex_);
+  return summaries_[index];
+}
+
+bool JobRun::AllSealed() const {
+  absl::MutexLock lock(&mutex_);
+  return sealed_ == summaries_.size();
+}
+
+wire::Job JobRun::ToProto() const {
+  wire::Job job;
+  absl::MutexLock lock(&mutex_);
+  job.set_job_id(id_);
+  job.set_state(StateName(record_.state()));
+  job.set_message(record_.message());
+  job.set_trajectories(static_cast<uint32_t>(summaries_.size()));
+  job.set_sealed(static_cast<uint32_t>(sealed_));
+  job.set_failed(static_cast<uint32_t>(failed_));
+  job.set_sampled_tokens(sampled_);
+  job.set_fed_tokens(fed_);
+  job.set_tool_calls(calls_);
+  job.set_submitted_us(record_.submitted_us());
+  double sum = 0;
+  uint32_t rewarded = 0;
+  int64_t last_us = 0;
+  for (const Summary& summary : summaries_) {
+    if (!summary.sealed) continue;
+    last_us = std::max(last_us, summary.sealed_us);
+    if (!summary.has_reward) continue;
+    sum += summary.reward;
+    ++rewarded;
+  }
+  job.set_rewarded(rewarded);
+  if (rewarded > 0) job.set_mean_reward(sum / rewarded);
+  if (sealed_ == summaries_.size()) job.set_completed_us(last_us);
+  job.set_decoded_this_run(decoded);
+  job.set_decoded_again(decoded_again);
+  job.set_prefilled_again(prefilled_again);
+  job.set_resumed_trajectories(resumed);
+  job.set_decode_seconds(static_cast<double>(decode_us) / 1e6);
+  return job;
+}
+
+uint64_t JobRun::version() const {
+  absl::MutexLock lock(&mutex_);
+  return version_;
+}
+
+bool JobRun::WaitChange(uint64_t seen, absl::Duration timeout) const {
+  absl::MutexLock lock(&mutex_);
+  auto changed = [this, seen] {
+    mutex_.AssertReaderHeld();
+    return version_ > seen;
+  };
+  return mutex_.AwaitWithTimeout(absl::Condition(&changed), timeout);
+}
+
+}  // namespace reprise::rollout

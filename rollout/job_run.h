@@ -1,0 +1,114 @@
+// A job in this process: its record, what each of its trajectories has come to, and who waits for
+// changes. The scheduler writes, the service reads. Thread-safe.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "engine/tokenizer.h"
+#include "replay/trajectory_log.h"
+#include "replay/trajectory_state.h"
+#include "reprise/rollout/v1/rollout.pb.h"
+#include "rollout/job.h"
+
+namespace reprise::rollout {
+
+namespace journal = ::reprise::journal::v1;
+namespace wire = ::reprise::rollout::v1;
+
+// One trajectory in numbers.
+struct Summary {
+  std::string task_id, status, stop_reason;
+  uint64_t tokens = 0, sampled = 0, prompt = 0;
+  uint32_t calls = 0;
+  bool has_reward = false;
+  float reward = 0;
+  bool failed = false;  // sealed without a valid result
+  bool sealed = false;  // and durable
+  int64_t sealed_us = 0;
+};
+Summary Summarize(const replay::TrajectoryState& state);
+
+// "running", "paused", ...
+std::string StateName(journal::JobState state);
+
+class JobRun {
+ public:
+  // A job that can run; `spec` is what its record says.
+  JobRun(std::unique_ptr<JobSpec> spec, journal::JobRecord record);
+  // A job that is only read because its files are not what they were: its trajectories are those in
+  // the log, and `why` says what exported records miss.
+  JobRun(journal::JobRecord record, std::vector<std::string> trajectory_ids, absl::Status why);
+
+  // Reads the logs of all trajectories: summaries, and the states of those that are unfinished.
+  // REQUIRES: before the job is shared. DATA_LOSS from the log.
+  absl::Status ReadLogs(replay::TrajectoryLog* log);
+  // FAILED_PRECONDITION when an unfinished trajectory was begun with another engine.
+  absl::Status CheckEngine(const std::string& log_engine_digest) const;
+
+  const std::string& id() const { return id_; }
+  const JobSpec* spec() const { return spec_.get(); }  // nullptr for a job that is only read
+  const absl::Status& why_no_spec() const { return why_no_spec_; }
+  // Of the model, for text in exported records; outlives this. Set before the job is shared;
+  // nullptr without a spec.
+  const engine::Tokenizer* tokenizer() const { return tokenizer_; }
+  void set_tokenizer(const engine::Tokenizer* tokenizer) { tokenizer_ = tokenizer; }
+  const std::vector<std::string>& trajectory_ids() const { return trajectory_ids_; }
+  // Unfinished trajectories that have a log, by index. The scheduler takes them; nobody else
+  // touches it.
+  std::map<size_t, replay::TrajectoryState>& unfinished() { return unfinished_; }
+
+  journal::JobRecord record() const;
+  journal::JobState state() const;
+  bool Is(journal::JobState state) const { return this->state() == state; }
+  // Writes the new state durably, then shows it. On a journal error only a failure is shown.
+  // FAILED_PRECONDITION for a job that has ended, or that is already in that state.
+  absl::Status SetState(replay::TrajectoryLog* log, journal::JobState state,
+                        const std::string& message);
+
+  void Update(size_t index, Summary summary);
+  Summary summary(size_t index) const;
+  bool AllSealed() const;
+
+  wire::Job ToProto() const;
+  // A number that grows with every change, and waiting for it to be more than `seen`. False at the
+  // deadline.
+  uint64_t version() const;
+  bool WaitChange(uint64_t seen, absl::Duration timeout) const;
+
+  // What this process did.
+  std::atomic<uint64_t> decoded{0}, decoded_again{0}, prefilled_again{0};
+  std::atomic<uint32_t> resumed{0};
+  std::atomic<int64_t> decode_us{0};
+
+ private:
+  void CountLocked(const Summary& summary, int sign) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  std::unique_ptr<JobSpec> spec_;
+  absl::Status why_no_spec_;
+  const engine::Tokenizer* tokenizer_ = nullptr;
+  std::string id_;
+  std::vector<std::string> trajectory_ids_;
+  std::map<size_t, replay::TrajectoryState> unfinished_;
+
+  absl::Mutex transition_ ABSL_ACQUIRED_BEFORE(mutex_);  // one SetState at a time
+  mutable absl::Mutex mutex_;
+  journal::JobRecord record_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Summary> summaries_ ABSL_GUARDED_BY(mutex_);
+  uint64_t version_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Sums over summaries_.
+  uint64_t sealed_ ABSL_GUARDED_BY(mutex_) = 0, failed_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t sampled_ ABSL_GUARDED_BY(mutex_) = 0, fed_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t calls_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace reprise::rollout

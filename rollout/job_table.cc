@@ -1,0 +1,232 @@
+#include "rollout/job_table.h"
+#include "rollout/text.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+
+namespace reprise::rollout {
+
+JobTable::JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
+                   int engine_threads)
+    : log_(log), durability_(durability), sandboxes_(sandboxes), engine_threads_(engine_threads) {}
+
+absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_dir) {
+  std::error_code error;
+  std::string key = std::filesystem::canonical(model_dir, error).string();
+  if (error) {
+    return absl::NotFoundError(fmt::format("model {}: {}", model_dir, error.message()));
+  }
+  if (auto found = schedulers_.find(key); found != schedulers_.end()) return found->second.get();
+  base::Stopwatch stopwatch;
+  ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine,
+                   engine::Engine::Load(key, {.threads = engine_threads_}));
+  base::LogInfo(fmt::format("loaded {} in {:.0f} ms", key, stopwatch.ElapsedMillis()));
+  auto made = std::make_unique<Scheduler>(std::move(engine), log_, sandboxes_);
+  return (schedulers_[key] = std::move(made)).get();
+}
+
+absl::StatusOr<std::unique_ptr<JobSpec>> JobTable::SpecOf(const journal::JobRecord& record) const {
+  ASSIGN_OR_RETURN(std::unique_ptr<JobSpec> spec,
+                   LoadJob(record.spec_toml(), record.spec_dir(), "job file", record.job_id()));
+  if (spec->digest != record.spec_digest()) {
+    return absl::FailedPreconditionError(
+        fmt::format("the task set or a tool definition changed since the job was submitted: bring "
+                    "back {} as it "
+                    "was, or submit the job under another id",
+                    spec->tasks_path));
+  }
+  return spec;
+}
+
+absl::StatusOr<const engine::Tokenizer*> JobTable::TokenizerLocked(
+    const JobSpec& spec, const journal::JobRecord& record) {
+  auto wanted = record.engine().find("tokenizer");
+  std::string digest = wanted == record.engine().end() ? "" : wanted->second;
+  if (auto found = tokenizers_.find(digest); found != tokenizers_.end()) return found->second.get();
+  std::string path = spec.model_dir + "/tokenizer.json";
+  ASSIGN_OR_RETURN(std::unique_ptr<engine::Tokenizer> tokenizer, engine::Tokenizer::Load(path));
+  if (tokenizer->digest() != digest) {
+    return absl::FailedPreconditionError(fmt::format(
+        "{} changed since job {} was submitted: bring it back as it was", path, record.job_id()));
+  }
+  return (tokenizers_[digest] = std::move(tokenizer)).get();
+}
+
+absl::StatusOr<JobTable::Entry> JobTable::StartLocked(const journal::JobRecord& record) {
+  ASSIGN_OR_RETURN(std::unique_ptr<JobSpec> spec, SpecOf(record));
+  Entry entry{std::make_shared<JobRun>(std::move(spec), record), nullptr};
+  RETURN_IF_ERROR(entry.run->ReadLogs(log_));
+  if (record.state() == journal::JOB_STATE_CANCELLED && entry.run->AllSealed()) {
+    ASSIGN_OR_RETURN(const engine::Tokenizer* tokenizer,
+                     TokenizerLocked(*entry.run->spec(), record));
+    entry.run->set_tokenizer(tokenizer);
+    return entry;
+  }
+  ASSIGN_OR_RETURN(entry.scheduler, SchedulerLocked(entry.run->spec()->model_dir));
+  RETURN_IF_ERROR(entry.run->CheckEngine(entry.scheduler->log_engine_digest()));
+  entry.run->set_tokenizer(&entry.scheduler->tokenizer());
+  size_t unfinished = entry.run->unfinished().size();
+  if (unfinished > 0) {
+    base::LogInfo(fmt::format("job {}: going on with {} unfinished trajectories", record.job_id(),
+                              unfinished));
+  }
+  entry.scheduler->Add(entry.run);
+  return entry;
+}
+
+absl::StatusOr<std::shared_ptr<JobRun>> JobTable::ReadOnlyLocked(const journal::JobRecord& record) {
+  auto spec = SpecOf(record);
+  absl::StatusOr<const engine::Tokenizer*> tokenizer = nullptr;
+  if (spec.ok()) {
+    tokenizer = TokenizerLocked(**spec, record);
+  } else {
+    tokenizer = spec.status();
+  }
+  std::shared_ptr<JobRun> run;
+  if (tokenizer.ok()) {
+    run = std::make_shared<JobRun>(*std::move(spec), record);
+    run->set_tokenizer(*tokenizer);
+  } else {
+    ASSIGN_OR_RETURN(std::vector<std::string> ids, log_->List(record.job_id()));
+    run = std::make_shared<JobRun>(record, std::move(ids), tokenizer.status());
+  }
+  RETURN_IF_ERROR(run->ReadLogs(log_));
+  run->unfinished().clear();
+  return run;
+}
+
+absl::Status JobTable::ResumeAll() {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(std::vector<journal::JobRecord> records, log_->ListJobs());
+  for (journal::JobRecord& record : records) {
+    // Cancelled jobs may have died before all their trajectories were sealed.
+    bool running = record.state() == journal::JOB_STATE_RUNNING;
+    if (!running && record.state() != journal::JOB_STATE_CANCELLED) continue;
+    auto started = StartLocked(record);
+    if (started.ok()) {
+      jobs_[record.job_id()] = *std::move(started);
+      continue;
+    }
+    if (!running) continue;
+    base::LogError(
+        fmt::format("job {} cannot go on: {}", record.job_id(), Message(started.status())));
+    record.set_state(journal::JOB_STATE_FAILED);
+    record.set_message(Message(started.status()));
+    RETURN_IF_ERROR(log_->PutJob(record));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<JobTable::Entry*> JobTable::FindLocked(const std::string& job_id) {
+  if (auto found = jobs_.find(job_id); found != jobs_.end()) return &found->second;
+  auto record = log_->GetJob(job_id);
+  if (absl::IsNotFound(record.status())) {
+    return absl::NotFoundError(fmt::format(
+        "job \"{}\" is not known here, `reprise rollout ls` lists those that are", job_id));
+  }
+  RETURN_IF_ERROR(record.status());
+  ASSIGN_OR_RETURN(std::shared_ptr<JobRun> run, ReadOnlyLocked(*record));
+  return &(jobs_[job_id] = {std::move(run), nullptr});
+}
+
+absl::StatusOr<std::shared_ptr<JobRun>> JobTable::Submit(const std::string& toml,
+                                                         const std::string& dir,
+                                                         const std::string& job_id,
+                                                         const std::string& name) {
+  ASSIGN_OR_RETURN(std::unique_ptr<JobSpec> spec,
+                   LoadJob(toml, dir, name.empty() ? "job file" : name, job_id));
+  absl::MutexLock lock(&mutex_);
+  auto known = FindLocked(spec->id);
+  if (known.ok()) {
+    if ((*known)->run->record().spec_digest() == spec->digest) return (*known)->run;
+    return absl::FailedPreconditionError(fmt::format(
+        "job \"{}\" exists with another job file, task set or tool definition: choose another id",
+        spec->id));
+  }
+  if (!absl::IsNotFound(known.status())) return known.status();
+  // A job whose model cannot load is not taken.
+  ASSIGN_OR_RETURN(Scheduler * scheduler, SchedulerLocked(spec->model_dir));
+  journal::JobRecord record;
+  record.set_job_id(spec->id);
+  record.set_spec_toml(toml);
+  record.set_spec_dir(dir);
+  record.set_spec_digest(spec->digest);
+  record.set_submitted_us(base::WallMicros());
+  record.set_state(journal::JOB_STATE_RUNNING);
+  record.set_durability(durability_);
+  scheduler->DescribeEngine(&record);
+  RETURN_IF_ERROR(log_->PutJob(record));
+  ASSIGN_OR_RETURN(Entry entry, StartLocked(record));
+  jobs_[record.job_id()] = entry;
+  return entry.run;
+}
+
+absl::StatusOr<std::shared_ptr<JobRun>> JobTable::Find(const std::string& job_id) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(Entry * entry, FindLocked(job_id));
+  return entry->run;
+}
+
+absl::StatusOr<std::vector<std::shared_ptr<JobRun>>> JobTable::List() {
+  ASSIGN_OR_RETURN(std::vector<journal::JobRecord> records, log_->ListJobs());
+  std::vector<std::shared_ptr<JobRun>> out;
+  for (const journal::JobRecord& record : records) {
+    ASSIGN_OR_RETURN(std::shared_ptr<JobRun> run, Find(record.job_id()));
+    out.push_back(std::move(run));
+  }
+  return out;
+}
+
+absl::Status JobTable::Pause(const std::string& job_id) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(Entry * entry, FindLocked(job_id));
+  if (!entry->run->Is(journal::JOB_STATE_RUNNING)) {
+    return absl::FailedPreconditionError(fmt::format("job {} is {}, only a running job is paused",
+                                                     job_id, StateName(entry->run->state())));
+  }
+  RETURN_IF_ERROR(entry->run->SetState(log_, journal::JOB_STATE_PAUSED, ""));
+  if (entry->scheduler != nullptr) entry->scheduler->Wake();
+  return absl::OkStatus();
+}
+
+absl::Status JobTable::Resume(const std::string& job_id) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(Entry * entry, FindLocked(job_id));
+  bool failed = entry->run->Is(journal::JOB_STATE_FAILED);
+  RETURN_IF_ERROR(entry->run->SetState(log_, journal::JOB_STATE_RUNNING, ""));
+  if (entry->scheduler != nullptr && !failed) {
+    entry->scheduler->Wake();
+    return absl::OkStatus();
+  }
+  auto started = StartLocked(entry->run->record());
+  if (!started.ok()) {
+    absl::Status written =
+        entry->run->SetState(log_, journal::JOB_STATE_FAILED, Message(started.status()));
+    return written.ok() ? started.status() : written;
+  }
+  *entry = *std::move(started);
+  return absl::OkStatus();
+}
+
+absl::Status JobTable::Cancel(const std::string& job_id) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(Entry * entry, FindLocked(job_id));
+  bool failed = entry->run->Is(journal::JOB_STATE_FAILED);
+  RETURN_IF_ERROR(entry->run->SetState(log_, journal::JOB_STATE_CANCELLED, ""));
+  if (entry->scheduler != nullptr && !failed) {
+    entry->scheduler->Wake();
+    return absl::OkStatus();
+  }
+  // Nobody has it: take it up to seal what is unfinished, where its model and tasks are still
+  // there.
+  auto started = StartLocked(entry->run->record());
+  if (started.ok()) *entry = *std::move(started);
+  return absl::OkStatus();
+}
+
+}  // namespace reprise::rollout

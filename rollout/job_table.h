@@ -1,0 +1,81 @@
+// Every job of a rollout daemon by its id, and the engines that run them: one scheduler a model
+// directory, loaded when its first job comes. Thread-safe.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "replay/trajectory_log.h"
+#include "rollout/job_run.h"
+#include "rollout/sandboxes.h"
+#include "rollout/scheduler.h"
+
+namespace reprise::rollout {
+
+class JobTable {
+ public:
+  // `log` and `sandboxes` outlive this. `engine_threads`: 0 = one a core.
+  JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
+           int engine_threads);
+
+  // Goes on with every unfinished job. A job that cannot go on becomes FAILED with the reason; only
+  // an unreadable log is an error.
+  absl::Status ResumeAll();
+
+  // Idempotent by id and content. INVALID_ARGUMENT from the job file; FAILED_PRECONDITION when the
+  // id stands for another content. `name` stands for the job file in errors; "" = "job file".
+  absl::StatusOr<std::shared_ptr<JobRun>> Submit(const std::string& toml, const std::string& dir,
+                                                 const std::string& job_id,
+                                                 const std::string& name);
+  absl::StatusOr<std::shared_ptr<JobRun>> Find(const std::string& job_id);
+  absl::StatusOr<std::vector<std::shared_ptr<JobRun>>> List();
+  absl::Status Pause(const std::string& job_id);
+  // Also takes up a failed job again, once its cause is gone.
+  absl::Status Resume(const std::string& job_id);
+  absl::Status Cancel(const std::string& job_id);
+
+ private:
+  struct Entry {
+    std::shared_ptr<JobRun> run;
+    Scheduler* scheduler = nullptr;  // set once the scheduler has the job
+  };
+
+  absl::StatusOr<Entry*> FindLocked(const std::string& job_id)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<Scheduler*> SchedulerLocked(const std::string& model_dir)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Reads the job of a record again and hands it to its scheduler.
+  absl::StatusOr<Entry> StartLocked(const journal::JobRecord& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A job that nobody runs: as submitted where its files still are what they were, else its logs
+  // alone.
+  absl::StatusOr<std::shared_ptr<JobRun>> ReadOnlyLocked(const journal::JobRecord& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The job as it was submitted. FAILED_PRECONDITION when its task set or a tool definition
+  // changed.
+  absl::StatusOr<std::unique_ptr<JobSpec>> SpecOf(const journal::JobRecord& record) const;
+  // The tokenizer that the job's tokens were made with, without loading its model.
+  absl::StatusOr<const engine::Tokenizer*> TokenizerLocked(const JobSpec& spec,
+                                                           const journal::JobRecord& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  replay::TrajectoryLog* const log_;
+  const journal::Durability durability_;
+  Sandboxes* const sandboxes_;
+  const int engine_threads_;
+
+  absl::Mutex mutex_;
+  std::map<std::string, Entry> jobs_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::unique_ptr<Scheduler>> schedulers_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::unique_ptr<engine::Tokenizer>> tokenizers_
+      ABSL_GUARDED_BY(mutex_);  // by digest
+};
+
+}  // namespace reprise::rollout

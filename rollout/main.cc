@@ -1,0 +1,123 @@
+// rolloutd: the rollout daemon. Start order: flags, fail points, the daemon, then one job or a wait
+// for a signal.
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <iostream>
+
+#include "base/failpoint.h"
+#include "base/log.h"
+#include "rollout/daemon.h"
+#include "rollout/run_job.h"
+#include "rollout/text.h"
+
+namespace {
+
+using reprise::base::LogError;
+using reprise::base::LogInfo;
+
+int Fail(const absl::Status& status) {
+  LogError(reprise::rollout::Message(status));
+  return 1;
+}
+
+// Waits for SIGINT or SIGTERM, which every thread was started with blocked.
+void WaitForSignal(const sigset_t& signals) {
+  int signal = 0;
+  sigwait(&signals, &signal);
+  LogInfo(fmt::format("signal {}, stopping", signal));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  reprise::rollout::DaemonOptions options;
+  reprise::rollout::RunJobOptions job;
+  std::string durability = "fsync", state;
+  std::vector<std::string> fail_points;
+  bool print_config = false;
+  options.listen = {};
+  CLI::App app("Generates rollouts: decodes, runs tools through sandboxd, journals every token.");
+  app.add_option("--state", state, "state directory; the journal lies in STATE/rolloutd")
+      ->required();
+  app.add_option("--listen", options.listen,
+                 "unix:/path, repeatable; default unix:STATE/rolloutd.sock");
+  app.add_option("--sandboxd", options.sandbox_address,
+                 "address of sandboxd; default unix:STATE/sandboxd.sock");
+  app.add_option("--durability", durability, "fsync, os or none")->capture_default_str();
+  app.add_option("--threads", options.threads, "engine threads, 0 = one a core")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_option("--job", job.job_file, "run this job file to its end, export it, and exit");
+  app.add_option("--job-id", job.job_id, "with --job: another id than the file's");
+  app.add_option("--out", job.out_dir, "with --job: directory for trajectories.jsonl");
+  app.add_flag("--without-timing", job.without_timing,
+               "with --job: leave out the fields that differ between two runs");
+  app.add_option("--fail-point", fail_points,
+                 "NAME:N kills this process at the N-th passage (crash tests)");
+  app.add_flag("--print-config", print_config, "print the options as they are in force, and exit");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (job.job_file.empty() != job.out_dir.empty()) {
+    std::cerr << "rolloutd: --job and --out go together\n";
+    return 2;
+  }
+  std::error_code ignored;
+  state = std::filesystem::absolute(state, ignored).string();
+  options.state_dir = state + "/rolloutd";
+  if (options.listen.empty()) options.listen = {fmt::format("unix:{}/rolloutd.sock", state)};
+  if (options.sandbox_address.empty()) {
+    options.sandbox_address = fmt::format("unix:{}/sandboxd.sock", state);
+  }
+  auto parsed = reprise::storage::ParseDurability(durability);
+  if (!parsed.ok()) {
+    std::cerr << "rolloutd: --durability: " << reprise::rollout::Message(parsed.status()) << "\n";
+    return 2;
+  }
+  options.durability = *parsed;
+  if (print_config) {
+    std::cout << app.config_to_str(true);
+    return 0;
+  }
+  for (const std::string& point : fail_points) {
+    absl::Status armed = reprise::base::ArmFailPoint(point);
+    if (!armed.ok()) {
+      std::cerr << "rolloutd: --fail-point: " << reprise::rollout::Message(armed) << "\n";
+      return 2;
+    }
+  }
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  auto daemon = reprise::rollout::Daemon::Start(options);
+  if (!daemon.ok()) return Fail(daemon.status());
+  for (const std::string& address : (*daemon)->addresses()) {
+    LogInfo(fmt::format("listening on {}", address));
+  }
+  if (job.job_file.empty()) {
+    WaitForSignal(signals);
+    return 0;
+  }
+  pthread_sigmask(SIG_UNBLOCK, &signals,
+                  nullptr);  // a signal ends a one-job run; the same command goes on
+  job.address = (*daemon)->addresses()[0];
+  auto done = reprise::rollout::RunJob(job);
+  if (!done.ok()) return Fail(done.status());
+  const auto& ended = done->job;
+  std::cout << fmt::format(
+      "job {} {}: trajectories {} failed {} rewarded {} mean_reward {:.4f} calls {} sampled {} "
+      "resumed {} decoded {} decoded_again {} prefilled_again {} tokens_per_second {:.1f}\n",
+      ended.job_id(), ended.state(), ended.trajectories(), ended.failed(), ended.rewarded(),
+      ended.mean_reward(), ended.tool_calls(), ended.sampled_tokens(), ended.resumed_trajectories(),
+      ended.decoded_this_run(), ended.decoded_again(), ended.prefilled_again(),
+      done->tokens_per_second);
+  return ended.state() == "completed" ? 0 : 1;
+}

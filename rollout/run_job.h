@@ -1,0 +1,39 @@
+// A job from submission to its export, over the service of a daemon (one of its own or an Embedded
+// one): what `rolloutd --job` and `reprise rollout run` do.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "reprise/rollout/v1/rollout.pb.h"
+
+namespace reprise::rollout {
+
+struct RunJobOptions {
+  std::string address;   // of rolloutd
+  std::string job_file;  // TOML; RunJob only
+  std::string job_id;   // RunJob: overrides the id in the file when not empty; FinishJob: which job
+  std::string out_dir;  // receives trajectories.jsonl, made when missing
+  bool without_timing = false;
+  // Called whenever the job changed, at most four times a second, on the caller's thread.
+  std::function<void(const ::reprise::rollout::v1::Job&)> on_progress;
+};
+
+struct RunJobSummary {
+  ::reprise::rollout::v1::Job job;  // as it ended: trajectories, tool calls, mean reward, ...
+  std::string output_path;          // OUT/trajectories.jsonl
+  double tokens_per_second = 0;     // sampled by this run, over the time it spent decoding
+};
+
+// Submits (again: the same content is the same job), waits until it ends, and replaces
+// OUT/trajectories.jsonl in one step by its sealed trajectories, ordered by group and sample.
+// ABORTED with the job's own message when it failed.
+absl::StatusOr<RunJobSummary> RunJob(const RunJobOptions& options);
+// The same for a job that the daemon has.
+absl::StatusOr<RunJobSummary> FinishJob(const RunJobOptions& options);
+// The jobs of the daemon, ordered by id.
+absl::StatusOr<std::vector<::reprise::rollout::v1::Job>> ListJobs(const std::string& address);
+
+}  // namespace reprise::rollout

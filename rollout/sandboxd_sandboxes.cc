@@ -1,0 +1,54 @@
+#include "rollout/sandboxd_sandboxes.h"
+
+#include <utility>
+
+#include "base/status_macros.h"
+#include "sandboxd/client/sandbox_client.h"
+
+namespace reprise::rollout {
+namespace {
+
+class SandboxdSandboxes final : public Sandboxes {
+ public:
+  explicit SandboxdSandboxes(std::unique_ptr<sandboxd::SandboxClient> client)
+      : client_(std::move(client)) {}
+
+  absl::Status Create(const std::string& id, const sandbox::SandboxSpec& spec) override {
+    sandbox::CreateRequest request;
+    request.set_sandbox_id(id);
+    *request.mutable_spec() = spec;
+    return client_->Create(std::move(request), absl::Now() + kSandboxPatience).status();
+  }
+
+  absl::StatusOr<CallOutput> Execute(const sandbox::ExecuteRequest& request) override {
+    ASSIGN_OR_RETURN(sandboxd::SandboxClient::Finished finished,
+                     client_->ExecuteToEnd(request, absl::Now() + kSandboxPatience));
+    CallOutput output;
+    output.result = std::move(finished.result);
+    output.stdout_data = std::move(finished.out);
+    output.stderr_data = std::move(finished.err);
+    if (finished.output_cut) output.result.set_truncated(true);
+    return output;
+  }
+
+  absl::Status Stop(const std::string& id) override {
+    return client_->Stop(id, absl::Now() + kSandboxPatience).status();
+  }
+
+  void Shutdown() override { client_->Shutdown(); }
+
+ private:
+  const std::unique_ptr<sandboxd::SandboxClient> client_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Sandboxes>> ConnectSandboxes(const std::string& address) {
+  sandboxd::ClientOptions options;
+  options.address = address;
+  options.output_bytes_max = kMaxCallOutputBytes;
+  ASSIGN_OR_RETURN(auto client, sandboxd::SandboxClient::Connect(options));
+  return std::make_unique<SandboxdSandboxes>(std::move(client));
+}
+
+}  // namespace reprise::rollout

@@ -1,0 +1,35 @@
+// The sandbox daemon as a rollout needs it: a sandbox a trajectory, one command at a time in it,
+// each at most once.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "reprise/sandbox/v1/sandbox.pb.h"
+
+namespace reprise::rollout {
+
+namespace sandbox = ::reprise::sandbox::v1;
+
+// How a command ended, with the output that was kept.
+struct CallOutput {
+  sandbox::Result result;
+  std::string stdout_data, stderr_data;
+};
+
+// Thread-safe. Calls wait; they try again while the daemon is away, and end early with CANCELLED
+// after Shutdown().
+class Sandboxes {
+ public:
+  virtual ~Sandboxes() = default;
+  // Makes the sandbox unless it is there already.
+  virtual absl::Status Create(const std::string& id, const sandbox::SandboxSpec& spec) = 0;
+  // Runs the request to its end, or gives the recorded result of its call_id.
+  virtual absl::StatusOr<CallOutput> Execute(const sandbox::ExecuteRequest& request) = 0;
+  virtual absl::Status Stop(const std::string& id) = 0;
+  virtual void Shutdown() = 0;
+};
+
+}  // namespace reprise::rollout

@@ -1,0 +1,320 @@
+#include "rollout/scheduler.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/failpoint.h"
+#include "base/log.h"
+#include "rollout/identity.h"
+#include "rollout/scheduler_parts.h"
+#include "rollout/text.h"
+
+namespace reprise::rollout {
+
+Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, replay::TrajectoryLog* log,
+                     Sandboxes* sandboxes)
+    : engine_(std::move(engine)),
+      log_(log),
+      sandboxes_(sandboxes),
+      logic_(&engine_->tokenizer(), engine_->eos_id(), engine_->max_context(),
+             LogEngineDigest(engine_->digest())),
+      pool_(std::make_unique<ToolPool>(kToolThreads, kToolQueue)),
+      thread_([this] { Loop(); }) {}
+
+Scheduler::~Scheduler() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  // The engine thread first: it may still hand tasks to the pool.
+  thread_.join();
+  pool_.reset();
+}
+
+void Scheduler::Post(std::function<void()> event) {
+  absl::MutexLock lock(&mutex_);
+  events_.push_back(std::move(event));
+}
+
+void Scheduler::Add(std::shared_ptr<JobRun> job) {
+  Post([this, job = std::move(job)] {
+    if (broken_) {
+      return FailJob(job,
+                     absl::UnavailableError("the journal takes no more writes, restart rolloutd"));
+    }
+    auto active = std::make_unique<ActiveJob>();
+    active->job = job;
+    active->added_us = base::MonotonicMicros();
+    auto unfinished = std::move(job->unfinished());
+    job->unfinished().clear();
+    for (auto& [index, state] : unfinished) Takeover(active.get(), index, std::move(state));
+    jobs_.push_back(std::move(active));
+  });
+}
+
+void Scheduler::Wake() {
+  Post([this] {
+    std::vector<LivePtr> lives = lives_;
+    for (const LivePtr& live : lives) {
+      if (!live->runnable) Advance(live);
+    }
+  });
+}
+
+void Scheduler::Loop() {
+  while (true) {
+    bool idle = !HasRunnable() || commits_ahead_ >= kCommitsAhead;
+    HandleEvents(idle && batch_.empty());
+    {
+      absl::MutexLock lock(&mutex_);
+      if (stopping_) break;
+    }
+    if (broken_) continue;
+    for (size_t i = 0; i < jobs_.size(); ++i) Admit(jobs_[i].get());
+    if (commits_ahead_ < kCommitsAhead && HasRunnable()) StepOnce();
+    Flush();
+    CheckJobs();
+  }
+  // What is on its way to the disk arrives before the log goes away.
+  Flush();
+  while (commits_ahead_ > 0) HandleEvents(true);
+}
+
+void Scheduler::HandleEvents(bool wait) {
+  std::deque<std::function<void()>> events;
+  bool written = commits_ahead_ == 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    auto something = [this, written] {
+      mutex_.AssertReaderHeld();
+      return !events_.empty() || (stopping_ && written);
+    };
+    if (wait) mutex_.Await(absl::Condition(&something));
+    events.swap(events_);
+  }
+  for (auto& event : events) event();
+}
+
+void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryState state) {
+  auto live = std::make_shared<Live>();
+  live->job = active->job;
+  live->index = index;
+  live->plan = MakePlan(*active->job->spec(), index);
+  live->state = std::move(state);
+  live->durable = live->state.entries;
+  live->logged = live->state.tokens.size();
+  live->may_have_sandbox = !live->state.calls.empty() || live->state.reward.has_value();
+  live->sampling = {.temperature = active->job->spec()->temperature,
+                    .top_p = active->job->spec()->top_p,
+                    .seed = live->plan.seed};
+  lives_.push_back(live);
+  ++active->in_flight;
+  ++active->job->resumed;
+  journal::TrajectoryEntry entry;
+  journal::Resumed* resumed = entry.mutable_resumed();
+  resumed->set_at_token(live->state.tokens.size());
+  resumed->set_cause("restart");
+  resumed->set_prefill_tokens(live->state.tokens.size());
+  resumed->set_resumed_us(base::WallMicros());
+  Write(live, std::move(entry));
+  Advance(live);
+}
+
+void Scheduler::Admit(ActiveJob* active) {
+  JobRun* job = active->job.get();
+  if (job->Is(journal::JOB_STATE_CANCELLED)) CancelJob(active);
+  bool cancelled = active->cancel_seen;
+  if (!cancelled && !job->Is(journal::JOB_STATE_RUNNING)) return;
+  const JobSpec& spec = *job->spec();
+  size_t room = static_cast<size_t>(spec.max_in_flight);
+  while (active->next < spec.trajectories() && active->in_flight < room) {
+    size_t index = active->next++;
+    Plan plan = MakePlan(spec, index);
+    if (job->summary(index).sealed) continue;
+    bool taken = std::any_of(lives_.begin(), lives_.end(), [&](const LivePtr& live) {
+      return live->job.get() == job && live->index == index;
+    });
+    if (taken) continue;
+    auto start = logic_.Begin(plan);
+    if (!start.ok()) return FailJob(active->job, start.status());
+    start->mutable_start()->set_started_us(base::WallMicros());
+    auto live = std::make_shared<Live>();
+    live->job = active->job;
+    live->index = index;
+    live->plan = std::move(plan);
+    live->sampling = {
+        .temperature = spec.temperature, .top_p = spec.top_p, .seed = live->plan.seed};
+    live->timing.set_queue_us(base::MonotonicMicros() - active->added_us);
+    lives_.push_back(live);
+    ++active->in_flight;
+    Write(live, *std::move(start));
+    if (cancelled) SealNow(live, SealEntry("aborted", "", "", "cancelled by request"));
+    Advance(live);
+  }
+}
+
+void Scheduler::Advance(const LivePtr& live) {
+  live->runnable = false;
+  while (!live->dead && !live->outside) {
+    Action action = logic_.Next(live->plan, live->state);
+    switch (action.kind) {
+      case Action::Kind::kDecode:
+        live->runnable = true;
+        return;
+      case Action::Kind::kAppend:
+        // The sandbox goes before the seal does, so that a crash between the two stops it again.
+        if (action.entries[0].has_sealed() && live->may_have_sandbox && !live->sandbox_stopped) {
+          if (Leave(live)) StopSandbox(live);
+          return;
+        }
+        for (journal::TrajectoryEntry& entry : action.entries) Write(live, std::move(entry));
+        break;
+      case Action::Kind::kCall:
+      case Action::Kind::kGrade:
+        if (Leave(live)) RunCall(live, std::move(action));
+        return;
+      case Action::Kind::kDone:
+        live->sequence.reset();
+        return;
+    }
+  }
+}
+
+bool Scheduler::Leave(const LivePtr& live) {
+  return live->durable == live->state.entries && live->job->Is(journal::JOB_STATE_RUNNING);
+}
+
+void Scheduler::Write(const LivePtr& live, journal::TrajectoryEntry entry) {
+  if (live->dead) return;
+  if (entry.has_sealed()) {
+    journal::Sealed* sealed = entry.mutable_sealed();
+    sealed->set_sealed_us(base::WallMicros());
+    live->timing.set_total_us(sealed->sealed_us() - live->state.start.started_us());
+    *sealed->mutable_timing() = live->timing;
+    sealed->set_digest(replay::TrajectoryDigest(live->state));
+  }
+  uint64_t index = live->state.entries;
+  if (absl::Status status = live->state.Apply(entry); !status.ok()) {
+    FailJob(live->job,
+            absl::InternalError(fmt::format("trajectory {}: {}", live->plan.id, Message(status))));
+    return;
+  }
+  batch_.push_back({live->plan.id, index, std::move(entry)});
+  if (!live->touched) {
+    live->touched = true;
+    touched_.push_back(live);
+  }
+}
+
+void Scheduler::Flush() {
+  if (batch_.empty()) return;
+  auto commit = std::make_shared<Commit>();
+  for (const LivePtr& live : touched_) {
+    live->touched = false;
+    commit->lives.emplace_back(live, live->state.entries);
+    Summary summary = Summarize(live->state);
+    live->job->Update(live->index, std::move(summary));
+  }
+  touched_.clear();
+  ++commits_ahead_;
+  log_->AppendAsync(std::exchange(batch_, {}), [this, commit](absl::Status status) {
+    Post([this, commit, status] { OnCommitted(commit, status); });
+  });
+}
+
+void Scheduler::OnCommitted(const std::shared_ptr<Commit>& commit, const absl::Status& status) {
+  --commits_ahead_;
+  if (!status.ok()) return FailAll(status);
+  for (const auto& [live, entries] : commit->lives) {
+    live->durable = entries;
+    if (live->dead || live->runnable || live->outside) continue;
+    Advance(live);
+    RetireIfDone(live);
+  }
+}
+
+void Scheduler::RetireIfDone(const LivePtr& live) {
+  if (live->dead || live->outside || !live->state.sealed) return;
+  if (live->durable < live->state.entries) return;
+  base::FailPoint("trajectory.sealed");
+  Summary summary = Summarize(live->state);
+  summary.sealed = true;
+  live->job->Update(live->index, std::move(summary));
+  live->dead = true;
+  lives_.erase(std::find(lives_.begin(), lives_.end(), live));
+  for (auto& active : jobs_) {
+    if (active->job == live->job) --active->in_flight;
+  }
+}
+
+void Scheduler::RunCall(const LivePtr& live, Action action) {
+  live->outside = true;
+  live->may_have_sandbox = true;
+  base::FailPoint("rollout.call.before");
+  pool_->Run([this, live, action = std::move(action)] {
+    base::Stopwatch stopwatch;
+    absl::Status made;
+    if (!live->has_sandbox) {
+      made = sandboxes_->Create(action.request.sandbox_id(), live->plan.task->sandbox);
+      live->has_sandbox = made.ok();
+    }
+    absl::StatusOr<CallOutput> answer = CallOutput();
+    if (made.ok()) {
+      answer = sandboxes_->Execute(action.request);
+    } else {
+      answer = made;
+    }
+    Post([this, live, action, answer = std::move(answer), waited = stopwatch.ElapsedMicros()] {
+      OnCallAnswer(live, action, answer, waited);
+    });
+  });
+}
+
+void Scheduler::OnCallAnswer(const LivePtr& live, const Action& action,
+                             absl::StatusOr<CallOutput> answer, int64_t waited_us) {
+  live->outside = false;
+  base::FailPoint("rollout.call.after");
+  if (live->dead) return;
+  if (live->state.sealed) {
+    Advance(live);
+    return RetireIfDone(live);
+  }
+  if (absl::IsCancelled(answer.status())) return;  // shutting down: asked again after the restart
+  bool grade = action.kind == Action::Kind::kGrade;
+  if (grade) {
+    live->timing.set_grade_us(live->timing.grade_us() + waited_us);
+  } else {
+    live->timing.set_tool_us(live->timing.tool_us() + waited_us);
+  }
+  if (!answer.ok()) {
+    base::LogWarn(fmt::format("{}: {}", action.request.call_id(), Message(answer.status())));
+    SealNow(live, SealEntry("failed", "", "infra",
+                            fmt::format("call {}: {}", action.request.call_id(),
+                                        Message(answer.status()))));
+  } else if (grade) {
+    Write(live, logic_.OnGrade(*answer));
+  } else {
+    Write(live, logic_.OnCall(live->plan, action.request.call_id(), *answer));
+  }
+  Advance(live);
+}
+
+void Scheduler::StopSandbox(const LivePtr& live) {
+  live->outside = true;
+  pool_->Run([this, live] {
+    absl::Status stopped = sandboxes_->Stop(SandboxId(live->plan.id));
+    if (!stopped.ok() && !absl::IsNotFound(stopped) && !absl::IsCancelled(stopped)) {
+      base::LogWarn(
+          fmt::format("sandbox of {} was not stopped: {}", live->plan.id, Message(stopped)));
+    }
+    Post([this, live, cancelled = absl::IsCancelled(stopped)] {
+      live->outside = false;
+      live->sandbox_stopped = !cancelled;
+      if (!cancelled) Advance(live);
+    });
+  });
+}
+
+}  // namespace reprise::rollout

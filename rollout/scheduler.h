@@ -1,0 +1,117 @@
+// The one engine thread of a model: every step decodes all runnable trajectories together, the
+// tokens of a step are one append to the log, and whatever leaves the process (a tool call, a
+// reward, a sealed trajectory) waits until all that led to it is durable. Tools run on a pool; the
+// engine never waits for one, and computes the next step while the last is being written.
+//
+// Life of a trajectory: admitted -> Advance() asks TrajectoryLogic -> decode | append | call |
+// grade -> ... -> sealed and durable -> retired. After a restart it is the same, from a state that
+// was folded from the log.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "engine/engine.h"
+#include "replay/trajectory_log.h"
+#include "rollout/job_run.h"
+#include "rollout/sandboxes.h"
+#include "rollout/tool_pool.h"
+#include "rollout/trajectory.h"
+
+namespace reprise::rollout {
+
+// Tokens of one sequence that one step feeds while it is being prefilled, and of all sequences
+// together.
+inline constexpr size_t kPrefillChunk = 256;
+inline constexpr size_t kStepTokens = 2048;
+// Steps whose tokens may be on their way to the disk while the next is computed.
+inline constexpr int kCommitsAhead = 4;
+inline constexpr int kToolThreads = 32;
+inline constexpr size_t kToolQueue = 65536;
+// Most experts whose numbers fit one byte in a record.
+inline constexpr int64_t kMaxByteExperts = 256;
+
+class Scheduler {
+ public:
+  // `log` and `sandboxes` outlive this.
+  Scheduler(std::unique_ptr<engine::Engine> engine, replay::TrajectoryLog* log,
+            Sandboxes* sandboxes);
+  // Stops at a token boundary and waits for what is being written. REQUIRES: sandboxes->Shutdown()
+  // was called, or no call is under way.
+  ~Scheduler();
+
+  // Goes on with a job: its unfinished trajectories first, then those that never began.
+  void Add(std::shared_ptr<JobRun> job);
+  // The state of a job changed by request.
+  void Wake();
+
+  const std::string& log_engine_digest() const { return logic_.log_engine_digest(); }
+  const engine::Tokenizer& tokenizer() const { return engine_->tokenizer(); }
+  // Writes into a job's record what exported records say about the engine.
+  void DescribeEngine(journal::JobRecord* record) const;
+
+ private:
+  struct Live;
+  using LivePtr = std::shared_ptr<Live>;
+  struct ActiveJob;
+  struct Commit;
+
+  void Loop();
+  // Runs what other threads posted; waits for something when `wait`.
+  void HandleEvents(bool wait);
+  void Post(std::function<void()> event);
+
+  void Admit(ActiveJob* active);
+  void Takeover(ActiveJob* active, size_t index, replay::TrajectoryState state);
+  void Advance(const LivePtr& live);
+  void Write(const LivePtr& live, journal::TrajectoryEntry entry);
+  void Flush();
+  void OnCommitted(const std::shared_ptr<Commit>& commit, const absl::Status& status);
+  bool Leave(const LivePtr& live);  // true when all is durable and the job may act outside
+  void RunCall(const LivePtr& live, Action action);
+  void OnCallAnswer(const LivePtr& live, const Action& action, absl::StatusOr<CallOutput> answer,
+                    int64_t waited_us);
+  void StopSandbox(const LivePtr& live);
+  // Takes a trajectory out of flight once it is sealed, durable, and nothing of it is outside.
+  void RetireIfDone(const LivePtr& live);
+  void CancelJob(ActiveJob* active);
+  // Seals a trajectory that cannot or must not go on, whatever its sandbox is doing.
+  void SealNow(const LivePtr& live, journal::TrajectoryEntry seal);
+  void CheckJobs();
+  void FailJob(const std::shared_ptr<JobRun>& job, const absl::Status& why);
+  void FailAll(const absl::Status& why);
+
+  bool HasRunnable() const;
+  void StepOnce();
+  void OnStepped(absl::Span<const engine::StepItem> items, const std::vector<LivePtr>& lives,
+                 int64_t step_us);
+  std::string PackRoutes(const std::vector<uint16_t>& routes, size_t tokens) const;
+
+  std::unique_ptr<engine::Engine> engine_;
+  replay::TrajectoryLog* log_;
+  Sandboxes* sandboxes_;
+  TrajectoryLogic logic_;
+
+  // Of the engine thread.
+  std::vector<std::unique_ptr<ActiveJob>> jobs_;
+  std::vector<LivePtr> lives_;  // in the order of admission
+  std::vector<replay::TrajectoryLog::Append> batch_;
+  std::vector<LivePtr> touched_;
+  int commits_ahead_ = 0;
+  bool broken_ = false;  // the journal refused a write: nothing goes on
+
+  absl::Mutex mutex_;
+  std::deque<std::function<void()>> events_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+
+  std::unique_ptr<ToolPool> pool_;
+  std::thread thread_;
+};
+
+}  // namespace reprise::rollout

@@ -1,0 +1,43 @@
+// Private to the scheduler: a trajectory in flight, a job in flight, a write under way.
+#pragma once
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "rollout/scheduler.h"
+
+namespace reprise::rollout {
+
+struct Scheduler::Live {
+  std::shared_ptr<JobRun> job;
+  size_t index = 0;
+  Plan plan;
+  replay::TrajectoryState state;
+  std::unique_ptr<engine::Sequence> sequence;
+  engine::SamplingParams sampling;
+  uint64_t durable = 0;           // entries of the log that are
+  uint64_t logged = 0;            // tokens that the log had when this process took over
+  bool runnable = false;          // the next step may decode it
+  bool touched = false;           // has entries in the batch that is being collected
+  bool outside = false;           // a call, a reward or a stop is under way on the pool
+  bool has_sandbox = false;       // Create succeeded; written on the pool while `outside`
+  bool may_have_sandbox = false;  // this or an earlier process may have made one
+  bool sandbox_stopped = false;
+  bool dead = false;  // its job failed, or it is retired: answers are dropped
+  journal::Timing timing;
+};
+
+struct Scheduler::ActiveJob {
+  std::shared_ptr<JobRun> job;
+  size_t next = 0;  // first index that was not looked at
+  size_t in_flight = 0;
+  int64_t added_us = 0;  // monotonic
+  bool cancel_seen = false;
+};
+
+struct Scheduler::Commit {
+  std::vector<std::pair<LivePtr, uint64_t>> lives;  // with the length of the log after it
+};
+
+}  // namespace reprise::rollout

@@ -1,0 +1,117 @@
+// The scheduler's part that feeds the engine.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "engine/config.h"
+#include "rollout/identity.h"
+#include "rollout/scheduler_parts.h"
+#include "rollout/text.h"
+
+namespace reprise::rollout {
+
+bool Scheduler::HasRunnable() const {
+  return std::any_of(lives_.begin(), lives_.end(), [](const LivePtr& live) {
+    return live->runnable && live->job->Is(journal::JOB_STATE_RUNNING);
+  });
+}
+
+void Scheduler::StepOnce() {
+  std::vector<engine::StepItem> items;
+  std::vector<LivePtr> lives;
+  size_t budget = kStepTokens;
+  // Those that decode go first: a long prompt never holds up the others' next token.
+  for (bool prefill : {false, true}) {
+    for (const LivePtr& live : lives_) {
+      if (budget == 0) break;
+      if (!live->runnable || !live->job->Is(journal::JOB_STATE_RUNNING)) continue;
+      if (!live->sequence) live->sequence = engine_->NewSequence();
+      size_t fed = static_cast<size_t>(live->sequence->length());
+      size_t left = live->state.tokens.size() - fed;
+      if ((left > 1) != prefill) continue;
+      size_t count = std::min({left, kPrefillChunk, budget});
+      budget -= count;
+      engine::StepItem item;
+      item.sequence = live->sequence.get();
+      item.tokens = absl::MakeConstSpan(live->state.tokens).subspan(fed, count);
+      item.sampling = count == left ? &live->sampling : nullptr;
+      item.want_routes = live->job->spec()->routed_experts && count == left;
+      if (fed < live->logged) live->job->prefilled_again += std::min(count, live->logged - fed);
+      items.push_back(std::move(item));
+      lives.push_back(live);
+    }
+  }
+  base::Stopwatch stopwatch;
+  absl::Status status = engine_->Step(absl::MakeSpan(items));
+  if (!status.ok()) {
+    for (const LivePtr& live : lives) {
+      if (!live->dead) {
+        FailJob(live->job, absl::Status(status.code(), fmt::format("the engine refused a step: {}",
+                                                                   Message(status))));
+      }
+    }
+    return;
+  }
+  OnStepped(items, lives, stopwatch.ElapsedMicros());
+}
+
+void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,
+                          const std::vector<LivePtr>& lives, int64_t step_us) {
+  std::vector<JobRun*> jobs;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const LivePtr& live = lives[i];
+    journal::Timing& timing = live->timing;
+    if (items[i].tokens.size() > 1) {
+      timing.set_prefill_us(timing.prefill_us() + step_us);
+    } else {
+      timing.set_decode_us(timing.decode_us() + step_us);
+    }
+    if (items[i].sampling == nullptr) continue;
+    JobRun* job = live->job.get();
+    uint64_t position = live->state.tokens.size();
+    ++job->decoded;
+    if (position < live->logged) ++job->decoded_again;
+    if (std::find(jobs.begin(), jobs.end(), job) == jobs.end()) jobs.push_back(job);
+    journal::TrajectoryEntry entry;
+    journal::SampledTokens* sampled = entry.mutable_sampled();
+    sampled->set_position(position);
+    sampled->add_ids(items[i].sampled_id);
+    sampled->add_logprobs(items[i].logprob);
+    if (items[i].want_routes) {
+      sampled->set_routed_experts(PackRoutes(items[i].routes, items[i].tokens.size()));
+    }
+    Write(live, std::move(entry));
+    Advance(live);
+  }
+  for (JobRun* job : jobs) job->decode_us += step_us;
+}
+
+// The experts of the last fed token, whose pass sampled the new one; one byte each where that is
+// enough.
+std::string Scheduler::PackRoutes(const std::vector<uint16_t>& routes, size_t tokens) const {
+  size_t width = engine_->config().num_experts <= kMaxByteExperts ? 1 : 2;
+  size_t count = routes.size() / tokens;
+  std::string out;
+  for (size_t i = routes.size() - count; i < routes.size(); ++i) {
+    out.push_back(static_cast<char>(routes[i] & 0xff));
+    if (width == 2) out.push_back(static_cast<char>(routes[i] >> 8));
+  }
+  return out;
+}
+
+void Scheduler::DescribeEngine(journal::JobRecord* record) const {
+  const engine::ModelConfig& config = engine_->config();
+  auto& engine = *record->mutable_engine();
+  engine["model"] = engine_->digest();
+  engine["tokenizer"] = engine_->tokenizer().digest();
+  engine["template"] = std::string(kTemplateVersion);
+  engine["build"] = REPRISE_VERSION;
+  engine["kv_dtype"] = "float32";
+  engine["batch_invariant"] = "true";
+  record->set_route_layers(static_cast<uint32_t>(config.num_layers));
+  record->set_routes_per_token(static_cast<uint32_t>(config.experts_per_token));
+  record->set_routes_are_u16(config.num_experts > kMaxByteExperts);
+}
+
+}  // namespace reprise::rollout
