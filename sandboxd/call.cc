@@ -5,8 +5,8 @@
 
 #include <fmt/format.h>
 
-#include "base/format.h"
 #include "base/failpoint.h"
+#include "base/format.h"
 #include "base/log.h"
 
 namespace reprise::sandboxd {
@@ -15,7 +15,9 @@ namespace reprise::sandboxd {
 class Call::Sink final : public CallSink {
  public:
   explicit Sink(std::shared_ptr<Call> call) : call_(std::move(call)) {}
-  void OnStarted(std::vector<sandbox::StepTime> steps) override { call_->OnStarted(std::move(steps)); }
+  void OnStarted(std::vector<sandbox::StepTime> steps) override {
+    call_->OnStarted(std::move(steps));
+  }
   void OnOutput(sandbox::Stream stream, uint64_t offset, std::string_view data) override {
     call_->OnOutput(stream, offset, data);
   }
@@ -96,8 +98,8 @@ void Call::AddReader(std::shared_ptr<CallStream> stream, bool attached) {
       readers_.push_back(stream);
     }
   }
-  // Registered first: the pass over the journal that Begin asks for starts later, so that every byte is in that
-  // pass or was pushed.
+  // Registered first: the pass over the journal that Begin asks for starts later, so that every
+  // byte is in that pass or was pushed.
   stream->Begin(id_, /*replayed=*/false, attached || result.has_value());
   if (!failure.ok()) {
     stream->Fail(failure);
@@ -156,7 +158,8 @@ void Call::OnStarted(std::vector<sandbox::StepTime> steps) {
 }
 
 void Call::OnOutput(sandbox::Stream stream, uint64_t offset, std::string_view data) {
-  if (data.empty() || (stream != sandbox::STREAM_STDOUT && stream != sandbox::STREAM_STDERR)) return;
+  if (data.empty() || (stream != sandbox::STREAM_STDOUT && stream != sandbox::STREAM_STDERR))
+    return;
   absl::MutexLock lock(&mutex_);
   auto room = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
     return pending_bytes_ < kPendingBytesMax || !failure_.ok();
@@ -209,7 +212,8 @@ void Call::Drain() {
     Complete(*std::move(end));
     return;
   }
-  // Back to the end of the queue rather than round again here: a call that floods must not starve the others.
+  // Back to the end of the queue rather than round again here: a call that floods must not starve
+  // the others.
   absl::MutexLock lock(&mutex_);
   draining_ = false;
   ScheduleDrain();
@@ -225,8 +229,9 @@ absl::Status Call::Record(const Chunk& chunk) {
   std::string_view data = chunk.data;
   uint64_t offset = chunk.offset;
   if (offset > next) {
-    return absl::DataLossError(fmt::format("output of call {} goes on at byte {} of {} after byte {}: the tier lost a part",
-                                           id_, offset, sandbox::Stream_Name(chunk.stream), next));
+    return absl::DataLossError(fmt::format(
+        "output of call {} goes on at byte {} of {} after byte {}: the tier lost a part", id_,
+        offset, sandbox::Stream_Name(chunk.stream), next));
   }
   if (offset < next) {  // an owner that repeats what the journal has
     data.remove_prefix(std::min<uint64_t>(next - offset, data.size()));
@@ -254,13 +259,15 @@ absl::Status Call::Record(const Chunk& chunk) {
 void Call::Complete(sandbox::Result result) {
   {
     absl::MutexLock lock(&mutex_);
-    uint64_t written_out = totals_[sandbox::STREAM_STDOUT], written_err = totals_[sandbox::STREAM_STDERR];
+    uint64_t written_out = totals_[sandbox::STREAM_STDOUT],
+             written_err = totals_[sandbox::STREAM_STDERR];
     result.set_stdout_bytes(written_out);
     result.set_stderr_bytes(written_err);
     result.set_truncated(result.truncated() || written_out + written_err > kept_bytes_);
     result.set_replayed(false);
     if (result.steps_size() == 0) result.mutable_steps()->Assign(steps_.begin(), steps_.end());
-    bool killed = result.outcome() == sandbox::OUTCOME_SIGNALED || result.outcome() == sandbox::OUTCOME_SANDBOX_LOST ||
+    bool killed = result.outcome() == sandbox::OUTCOME_SIGNALED ||
+                  result.outcome() == sandbox::OUTCOME_SANDBOX_LOST ||
                   result.outcome() == sandbox::OUTCOME_INTERRUPTED;
     if (cancelled_ && killed) {
       result.set_outcome(sandbox::OUTCOME_CANCELLED);

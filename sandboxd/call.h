@@ -1,6 +1,7 @@
-// One call while it is not finished: takes what the substrate reports, writes it to the journal in order on the
-// journal's threads, tells the substrate how far it may forget, and passes it on to every reader.
-// Life: claimed -> begun (INTENT durable) -> running -> ended (RESULT durable, readers answered, owner released).
+// One call while it is not finished: takes what the substrate reports, writes it to the journal in
+// order on the journal's threads, tells the substrate how far it may forget, and passes it on to
+// every reader. Life: claimed -> begun (INTENT durable) -> running -> ended (RESULT durable,
+// readers answered, owner released).
 #pragma once
 
 #include <deque>
@@ -27,8 +28,8 @@ sandbox::Result MakeResult(sandbox::Outcome outcome, std::string message);
 
 class Call : public std::enable_shared_from_this<Call> {
  public:
-  // Output that waits for the journal; above it the substrate's thread waits. Substrates stop at about 1 MiB of
-  // unacknowledged output, so this is a second line. Bytes.
+  // Output that waits for the journal; above it the substrate's thread waits. Substrates stop at
+  // about 1 MiB of unacknowledged output, so this is a second line. Bytes.
   static constexpr size_t kPendingBytesMax = 4u << 20;
   // Output in one event of a stream. Bytes.
   static constexpr size_t kEventBytesMax = 64u << 10;
@@ -38,9 +39,9 @@ class Call : public std::enable_shared_from_this<Call> {
   // What a call needs from its manager; outlives the call's use (Abandon ends it).
   struct Host {
     replay::CallLog* log = nullptr;
-    WorkerPool* journal_pool = nullptr;                 // commits
-    std::function<void(const Call&)> forget;            // the call has ended and answered everybody
-    std::function<void(const Call&)> sandbox_lost;      // it ended with SANDBOX_LOST
+    WorkerPool* journal_pool = nullptr;             // commits
+    std::function<void(const Call&)> forget;        // the call has ended and answered everybody
+    std::function<void(const Call&)> sandbox_lost;  // it ended with SANDBOX_LOST
   };
 
   Call(const Host* host, std::string id, std::string sandbox_id);
@@ -54,15 +55,16 @@ class Call : public std::enable_shared_from_this<Call> {
   void WhenDecided(std::function<void()> retry) ABSL_LOCKS_EXCLUDED(mutex_);
   // INTENT is durable. Output above `kept_bytes` is dropped from its front.
   void MarkBegun(uint64_t kept_bytes, replay::CallLog::Offsets offsets) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Nothing was begun, or the journal refuses its records, or the daemon goes: readers get `status`, nothing more is
-  // written. A call that runs goes on with its owner, which keeps what was not acknowledged.
+  // Nothing was begun, or the journal refuses its records, or the daemon goes: readers get
+  // `status`, nothing more is written. A call that runs goes on with its owner, which keeps what
+  // was not acknowledged.
   void Abandon(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Adds a reader. `attached` tells it that it was not the one that started the call.
   void AddReader(std::shared_ptr<CallStream> stream, bool attached) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // A parked call waits for a request that brings what the journal may not hold (secrets), or for a tier to come
-  // back. Unpark is true for the one caller that takes it up.
+  // A parked call waits for a request that brings what the journal may not hold (secrets), or for a
+  // tier to come back. Unpark is true for the one caller that takes it up.
   void Park(std::string reason) ABSL_LOCKS_EXCLUDED(mutex_);
   bool Unpark() ABSL_LOCKS_EXCLUDED(mutex_);
   bool parked() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -76,7 +78,8 @@ class Call : public std::enable_shared_from_this<Call> {
 
   absl::Status WriteStdin(std::string_view data, bool eof);
   absl::Status Signal(int signal);
-  // Its outcome becomes CANCELLED, whatever way it is killed from here on. OK when it has ended already.
+  // Its outcome becomes CANCELLED, whatever way it is killed from here on. OK when it has ended
+  // already.
   absl::Status Cancel();
   bool cancelled() const ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -105,7 +108,8 @@ class Call : public std::enable_shared_from_this<Call> {
   mutable absl::Mutex mutex_;
   bool decided_ ABSL_GUARDED_BY(mutex_) = false;
   bool parked_ ABSL_GUARDED_BY(mutex_) = false;
-  bool ready_ ABSL_GUARDED_BY(mutex_) = false;      // SetRunning or EndWith was called: events may be handled
+  bool ready_ ABSL_GUARDED_BY(mutex_) =
+      false;  // SetRunning or EndWith was called: events may be handled
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);  // not OK: it was abandoned

@@ -4,8 +4,8 @@
 
 #include <fmt/format.h>
 
-#include "base/format.h"
 #include "base/failpoint.h"
+#include "base/format.h"
 #include "base/ids.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -19,7 +19,8 @@ constexpr size_t kStdinWriteMax = 4u << 20;
 
 absl::Status Stopping() { return absl::UnavailableError("sandboxd is stopping: try again"); }
 absl::Status Refusal() {
-  return absl::UnavailableError("too many requests wait already, or sandboxd is stopping: try again");
+  return absl::UnavailableError(
+      "too many requests wait already, or sandboxd is stopping: try again");
 }
 
 }  // namespace
@@ -36,7 +37,9 @@ CallManager::CallManager(CallOptions options, replay::CallLog* log, SandboxManag
   host_.forget = [this](const Call& call) { Forget(call); };
   host_.sandbox_lost = [this](const Call& call) {
     if (!admit_pool_.TryPost([this, id = call.sandbox_id()] { sandboxes_->CheckLost(id); })) {
-      base::LogWarn(fmt::format("sandbox {} was reported lost and is not looked at: no thread is free", call.sandbox_id()));
+      base::LogWarn(
+          fmt::format("sandbox {} was reported lost and is not looked at: no thread is free",
+                      call.sandbox_id()));
     }
   };
 }
@@ -85,7 +88,8 @@ std::vector<CallManager::CallPtr> CallManager::CallsOf(const std::string& sandbo
   return calls;
 }
 
-absl::StatusOr<CallManager::CallPtr> CallManager::Claim(const sandbox::ExecuteRequest& request, bool* mine) {
+absl::StatusOr<CallManager::CallPtr> CallManager::Claim(const sandbox::ExecuteRequest& request,
+                                                        bool* mine) {
   absl::MutexLock lock(&mutex_);
   *mine = false;
   if (stopping_) return Stopping();
@@ -97,12 +101,16 @@ absl::StatusOr<CallManager::CallPtr> CallManager::Claim(const sandbox::ExecuteRe
                     request.call_id(), calls_.size()));
   }
   *mine = true;
-  return calls_.emplace(request.call_id(), std::make_shared<Call>(&host_, request.call_id(), request.sandbox_id()))
+  return calls_
+      .emplace(request.call_id(),
+               std::make_shared<Call>(&host_, request.call_id(), request.sandbox_id()))
       .first->second;
 }
 
-uint64_t CallManager::KeptBytes(const sandbox::ExecuteRequest& request, const sandbox::SandboxSpec& spec) const {
-  return ResolveLimits(request.limits(), spec.limits(), sandboxes_->DefaultLimits(spec.tier())).output_bytes_kept();
+uint64_t CallManager::KeptBytes(const sandbox::ExecuteRequest& request,
+                                const sandbox::SandboxSpec& spec) const {
+  return ResolveLimits(request.limits(), spec.limits(), sandboxes_->DefaultLimits(spec.tier()))
+      .output_bytes_kept();
 }
 
 // ---- Execute and Attach
@@ -136,21 +144,24 @@ std::shared_ptr<CallStream> CallManager::Attach(std::string call_id) {
     } else if (call != nullptr || (call = Lookup(call_id)) != nullptr) {
       call->AddReader(stream, /*attached=*/true);
     } else {
-      stream->Fail(absl::UnavailableError(fmt::format("call {} is about to end: try again", call_id)));
+      stream->Fail(
+          absl::UnavailableError(fmt::format("call {} is about to end: try again", call_id)));
     }
   });
   if (!posted) stream->Fail(Refusal());
   return stream;
 }
 
-void CallManager::Replay(const StreamPtr& stream, const std::string& call_id, sandbox::Result result) {
+void CallManager::Replay(const StreamPtr& stream, const std::string& call_id,
+                         sandbox::Result result) {
   result.set_replayed(true);
   stream->Begin(call_id, /*replayed=*/true, /*attached=*/false);
   stream->Finish(result);
 }
 
 void CallManager::PostAdmit(RequestPtr request, StreamPtr stream) {
-  if (!admit_pool_.TryPost([this, request, stream] { Admit(request, stream); })) stream->Fail(Refusal());
+  if (!admit_pool_.TryPost([this, request, stream] { Admit(request, stream); }))
+    stream->Fail(Refusal());
 }
 
 void CallManager::Admit(RequestPtr request, StreamPtr stream) {
@@ -173,7 +184,8 @@ void CallManager::Admit(RequestPtr request, StreamPtr stream) {
     } else if (call != nullptr) {
       Join(call, request, stream);
     } else {
-      stream->Fail(absl::InternalError(fmt::format("call {} runs in the journal and nobody follows it: restart sandboxd", id)));
+      stream->Fail(absl::InternalError(
+          fmt::format("call {} runs in the journal and nobody follows it: restart sandboxd", id)));
     }
     return;
   }
@@ -191,7 +203,8 @@ void CallManager::Admit(RequestPtr request, StreamPtr stream) {
     stream->Fail(claimed.status());
   } else if (!mine) {
     (*claimed)->WhenDecided([this, request, stream] { PostAdmit(request, stream); });
-  } else if (!start_pool_.TryPost([this, call = *claimed, request, stream] { Begin(call, request, stream); })) {
+  } else if (!start_pool_.TryPost(
+                 [this, call = *claimed, request, stream] { Begin(call, request, stream); })) {
     GiveUp(*claimed, Refusal(), stream);
   }
 }
@@ -203,7 +216,8 @@ void CallManager::Join(const CallPtr& call, const RequestPtr& request, const Str
   }
   bool posted = start_pool_.TryPost([this, call, request, stream] {
     absl::StatusOr<replay::CallLog::Found> found = log_->FindById(call->id());
-    absl::Status status = found.ok() ? TakeUp(call, found->intent, *request, /*from_caller=*/true) : found.status();
+    absl::Status status =
+        found.ok() ? TakeUp(call, found->intent, *request, /*from_caller=*/true) : found.status();
     if (status.ok()) {
       call->AddReader(stream, /*attached=*/true);
     } else {
@@ -223,7 +237,8 @@ void CallManager::GiveUp(const CallPtr& call, const absl::Status& status, const 
 }
 
 void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream) {
-  if (call->decided()) return GiveUp(call, Stopping(), stream);  // abandoned while it waited for a thread
+  if (call->decided())
+    return GiveUp(call, Stopping(), stream);  // abandoned while it waited for a thread
   absl::StatusOr<SandboxManager::Lease> lease = sandboxes_->Use(request->sandbox_id());
   if (!lease.ok()) return GiveUp(call, lease.status(), stream);
   absl::StatusOr<std::string> placement = lease->substrate->Reserve(lease->ref());
@@ -260,7 +275,8 @@ void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const St
 }
 
 absl::Status CallManager::StartHere(const CallPtr& call, const SandboxManager::Lease& lease,
-                                    const std::string& placement, const sandbox::ExecuteRequest& request) {
+                                    const std::string& placement,
+                                    const sandbox::ExecuteRequest& request) {
   sandbox::ExecuteRequest resolved =
       ResolveRequest(request, *lease.spec, sandboxes_->DefaultLimits(lease.spec->tier()));
   absl::StatusOr<std::unique_ptr<RunningCall>> running =
@@ -277,7 +293,8 @@ absl::Status CallManager::WriteStdin(const sandbox::WriteStdinRequest& request) 
   RETURN_IF_ERROR(base::CheckId(request.call_id(), "call_id", /*allow_slash=*/true));
   if (request.data().size() > kStdinWriteMax) {
     return absl::InvalidArgumentError(
-        fmt::format("data is {} bytes, the limit is {}: send it in parts", request.data().size(), kStdinWriteMax));
+        fmt::format("data is {} bytes, the limit is {}: send it in parts", request.data().size(),
+                    kStdinWriteMax));
   }
   CallPtr call = Lookup(request.call_id());
   if (call != nullptr) return call->WriteStdin(request.data(), request.eof());
@@ -288,7 +305,8 @@ absl::Status CallManager::WriteStdin(const sandbox::WriteStdinRequest& request) 
 absl::Status CallManager::Signal(const sandbox::SignalRequest& request) {
   RETURN_IF_ERROR(base::CheckId(request.call_id(), "call_id", /*allow_slash=*/true));
   if (!request.cancel() && (request.signal() < 1 || request.signal() > kSignalMax)) {
-    return absl::InvalidArgumentError(fmt::format("signal {} is not in 1..{}", request.signal(), kSignalMax));
+    return absl::InvalidArgumentError(
+        fmt::format("signal {} is not in 1..{}", request.signal(), kSignalMax));
   }
   CallPtr call = Lookup(request.call_id());
   if (call == nullptr) {
@@ -298,7 +316,8 @@ absl::Status CallManager::Signal(const sandbox::SignalRequest& request) {
   }
   if (!request.cancel()) return call->Signal(request.signal());
   if (call->Unpark()) {
-    call->EndWith(MakeResult(sandbox::OUTCOME_CANCELLED, "cancelled by request while it waited for its caller"));
+    call->EndWith(MakeResult(sandbox::OUTCOME_CANCELLED,
+                             "cancelled by request while it waited for its caller"));
     return absl::OkStatus();
   }
   return call->Cancel();
@@ -311,7 +330,8 @@ absl::StatusOr<sandbox::ListCallsResponse> CallManager::ListCalls(const std::str
   for (const replay::CallLog::Found& found : calls) {
     sandbox::CallSummary* summary = response.add_calls();
     summary->set_call_id(found.intent.call_id());
-    summary->set_state(found.result.has_value() ? sandbox::CALL_STATE_COMPLETED : sandbox::CALL_STATE_RUNNING);
+    summary->set_state(found.result.has_value() ? sandbox::CALL_STATE_COMPLETED
+                                                : sandbox::CALL_STATE_RUNNING);
     *summary->mutable_argv() = found.intent.request().argv();
     summary->set_intent_us(found.intent.intent_us());
     if (found.result.has_value()) {
@@ -342,7 +362,8 @@ void CallManager::EndCallsOf(const std::string& sandbox_id) {
     return true;
   };
   if (!mutex_.AwaitWithTimeout(absl::Condition(&ended), options_.stop_grace)) {
-    base::LogWarn(fmt::format("sandbox {} is removed while calls of it have not ended", sandbox_id));
+    base::LogWarn(
+        fmt::format("sandbox {} is removed while calls of it have not ended", sandbox_id));
   }
 }
 

@@ -1,6 +1,7 @@
-// The life of every call: claimed once, written to the journal, started on a tier, followed to its end, answered from
-// the journal ever after; and what becomes of the calls that were running when the last daemon died.
-// Nothing here waits on the caller's thread: Execute and Attach answer with a stream, work runs on bounded pools.
+// The life of every call: claimed once, written to the journal, started on a tier, followed to its
+// end, answered from the journal ever after; and what becomes of the calls that were running when
+// the last daemon died. Nothing here waits on the caller's thread: Execute and Attach answer with a
+// stream, work runs on bounded pools.
 #pragma once
 
 #include <functional>
@@ -28,8 +29,10 @@ struct CallOptions {
   size_t readers_max = 8192;  // requests and readers that wait for a thread; UNAVAILABLE above
   size_t admit_threads = 16;  // look-ups and reads of the journal
   size_t start_threads = 64;  // calls that wait for a worker, commit their INTENT and start
-  size_t commit_threads = 32; // output and results on their way to the journal (they share its commits)
-  absl::Duration stop_grace = absl::Seconds(5);  // how long Stop lets cancelled calls end before it removes their sandbox
+  size_t commit_threads =
+      32;  // output and results on their way to the journal (they share its commits)
+  absl::Duration stop_grace =
+      absl::Seconds(5);  // how long Stop lets cancelled calls end before it removes their sandbox
   std::string boot_id;
   std::function<absl::Status()> journal_health;
 };
@@ -42,8 +45,9 @@ class CallManager {
   CallManager(const CallManager&) = delete;
   CallManager& operator=(const CallManager&) = delete;
 
-  // Takes up every call that has an INTENT and no RESULT: attached, started, run again, or ended, as its owner's
-  // answer and its policy say. Before the first Execute, after SandboxManager::Recover.
+  // Takes up every call that has an INTENT and no RESULT: attached, started, run again, or ended,
+  // as its owner's answer and its policy say. Before the first Execute, after
+  // SandboxManager::Recover.
   absl::Status Recover();
 
   // Never null; errors come through the stream.
@@ -71,7 +75,8 @@ class CallManager {
   void Admit(RequestPtr request, StreamPtr stream);
   void Replay(const StreamPtr& stream, const std::string& call_id, sandbox::Result result);
   void Join(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream);
-  absl::StatusOr<CallPtr> Claim(const sandbox::ExecuteRequest& request, bool* mine) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<CallPtr> Claim(const sandbox::ExecuteRequest& request, bool* mine)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // Reserves, writes INTENT, starts.
   void Begin(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream);
   void GiveUp(const CallPtr& call, const absl::Status& status, const StreamPtr& stream);
@@ -79,20 +84,23 @@ class CallManager {
   void Forget(const Call& call) ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<CallPtr> CallsOf(const std::string& sandbox_id) ABSL_LOCKS_EXCLUDED(mutex_);
   void EndCallsOf(const std::string& sandbox_id);
-  uint64_t KeptBytes(const sandbox::ExecuteRequest& request, const sandbox::SandboxSpec& spec) const;
+  uint64_t KeptBytes(const sandbox::ExecuteRequest& request,
+                     const sandbox::SandboxSpec& spec) const;
 
   // ---- after a restart (recovery.cc)
-  // `request` is the stored one, or a caller's with its secrets (`from_caller`). A call that cannot go on yet is
-  // parked; the status then says why.
+  // `request` is the stored one, or a caller's with its secrets (`from_caller`). A call that cannot
+  // go on yet is parked; the status then says why.
   absl::Status TakeUp(const CallPtr& call, const replay::journal::CallIntent& intent,
                       const sandbox::ExecuteRequest& request, bool from_caller);
-  absl::Status StartHere(const CallPtr& call, const SandboxManager::Lease& lease, const std::string& placement,
-                         const sandbox::ExecuteRequest& request);
-  // For a call of which nothing ran, or which may run again.
+  absl::Status StartHere(const CallPtr& call, const SandboxManager::Lease& lease,
+                         const std::string& placement, const sandbox::ExecuteRequest& request);
+  // For a call of which nothing ran, or which may run again. `unused`: its reservation, or "".
   absl::Status StartElsewhere(const CallPtr& call, const std::string& sandbox_id,
-                              const sandbox::ExecuteRequest& request, bool from_caller);
+                              const sandbox::ExecuteRequest& request, bool from_caller,
+                              const std::string& unused);
   absl::Status Interrupted(const CallPtr& call, const SandboxManager::Lease& lease,
-                           const sandbox::ExecuteRequest& request, const std::string& why, bool from_caller);
+                           const sandbox::ExecuteRequest& request, const std::string& why,
+                           bool from_caller);
 
   const CallOptions options_;
   replay::CallLog* const log_;

@@ -107,7 +107,8 @@ void CallStream::Pump() {
   }
   if (deliver != nullptr) deliver(std::move(*event));
   if (read && !pool_->TryPost([self = shared_from_this()] { self->ReadPage(); })) {
-    Fail(absl::UnavailableError("too many readers wait for the journal, or sandboxd is stopping: try again"));
+    Fail(absl::UnavailableError(
+        "too many readers wait for the journal, or sandboxd is stopping: try again"));
   }
 }
 
@@ -158,20 +159,21 @@ void CallStream::ReadPage() {
   std::deque<sandbox::Output> page;
   size_t bytes = 0;
   bool more = false;
-  absl::Status status = log_->ReadOutput(call_id, [&](const replay::journal::CallOutput& chunk) -> absl::Status {
-    if (chunk.offset() + chunk.data().size() <= cursor[chunk.stream()]) return absl::OkStatus();
-    if (bytes >= kPageBytes) {
-      more = true;
-      return absl::CancelledError("page is full");
-    }
-    sandbox::Output output;
-    output.set_stream(chunk.stream());
-    output.set_offset(chunk.offset());
-    output.set_data(chunk.data());
-    bytes += chunk.data().size();
-    page.push_back(std::move(output));
-    return absl::OkStatus();
-  });
+  absl::Status status =
+      log_->ReadOutput(call_id, [&](const replay::journal::CallOutput& chunk) -> absl::Status {
+        if (chunk.offset() + chunk.data().size() <= cursor[chunk.stream()]) return absl::OkStatus();
+        if (bytes >= kPageBytes) {
+          more = true;
+          return absl::CancelledError("page is full");
+        }
+        sandbox::Output output;
+        output.set_stream(chunk.stream());
+        output.set_offset(chunk.offset());
+        output.set_data(chunk.data());
+        bytes += chunk.data().size();
+        page.push_back(std::move(output));
+        return absl::OkStatus();
+      });
   if (!status.ok() && !more) {
     Fail(std::move(status));
   }

@@ -1,6 +1,7 @@
-// One reader of one call: Started, then all output from byte 0, then the Result. What the reader has not taken yet
-// waits in a small queue; a reader that falls behind is served from the journal instead, so that memory stays bounded
-// however slow it is. Offsets make the change from journal to live output free of gaps and repeats.
+// One reader of one call: Started, then all output from byte 0, then the Result. What the reader
+// has not taken yet waits in a small queue; a reader that falls behind is served from the journal
+// instead, so that memory stays bounded however slow it is. Offsets make the change from journal to
+// live output free of gaps and repeats.
 #pragma once
 
 #include <deque>
@@ -34,14 +35,15 @@ class CallStream : public std::enable_shared_from_this<CallStream> {
 
   // An event, nullopt after the Result, or the error that ended the stream.
   using Event = absl::StatusOr<std::optional<sandbox::ExecuteEvent>>;
-  // Asks for the next event; `deliver` runs exactly once, on any thread, perhaps before this returns.
-  // REQUIRES: the last `deliver` has run.
+  // Asks for the next event; `deliver` runs exactly once, on any thread, perhaps before this
+  // returns. REQUIRES: the last `deliver` has run.
   void Next(std::function<void(Event)> deliver) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Side of the call. Begin comes first; Finish or Fail last.
   void Begin(std::string_view call_id, bool replayed, bool attached) ABSL_LOCKS_EXCLUDED(mutex_);
   // `data` is in the journal already.
-  void Push(sandbox::Stream stream, uint64_t offset, std::string_view data) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Push(sandbox::Stream stream, uint64_t offset, std::string_view data)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   void Finish(const sandbox::Result& result) ABSL_LOCKS_EXCLUDED(mutex_);
   // Also what a reader calls when it goes away. The first end counts.
   void Fail(absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_);

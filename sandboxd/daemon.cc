@@ -32,7 +32,8 @@ absl::StatusOr<std::string> BootId() {
 absl::StatusOr<std::string> ProgramDir() {
   char path[4096];
   ssize_t length = ::readlink("/proc/self/exe", path, sizeof(path));
-  if (length <= 0 || length == sizeof(path)) return base::ErrnoStatus(errno, "cannot read /proc/self/exe");
+  if (length <= 0 || length == sizeof(path))
+    return base::ErrnoStatus(errno, "cannot read /proc/self/exe");
   std::string_view program(path, static_cast<size_t>(length));
   return std::string(program.substr(0, program.rfind('/')));
 }
@@ -43,12 +44,14 @@ class DaemonImpl final : public Daemon {
   ~DaemonImpl() override {
     if (calls_ != nullptr) calls_->Detach();
     if (server_ != nullptr) server_->Shutdown();
-    for (const auto& substrate : substrates_) substrate->Shutdown();  // wakes who waits for a worker
+    for (const auto& substrate : substrates_)
+      substrate->Shutdown();  // wakes who waits for a worker
     if (calls_ != nullptr) calls_->Shutdown();
   }
 
   absl::Status Open(DaemonOptions options) {
-    if (options.state_dir.empty()) return absl::InvalidArgumentError("no state directory: give --state");
+    if (options.state_dir.empty())
+      return absl::InvalidArgumentError("no state directory: give --state");
     if (options.helper_dir.empty()) {
       ASSIGN_OR_RETURN(options.helper_dir, ProgramDir());
     }
@@ -73,7 +76,8 @@ class DaemonImpl final : public Daemon {
     sandbox_options.bind_roots = options.bind_roots;
     sandbox_options.boot_id = boot_id;
     sandbox_options.journal_health = health;
-    sandboxes_ = std::make_unique<SandboxManager>(std::move(sandbox_options), log_.get(), std::move(tiers));
+    sandboxes_ =
+        std::make_unique<SandboxManager>(std::move(sandbox_options), log_.get(), std::move(tiers));
     CallOptions call_options;
     call_options.boot_id = boot_id;
     call_options.journal_health = health;
@@ -86,7 +90,8 @@ class DaemonImpl final : public Daemon {
     server.listen = options.listen;
     server.token_file = options.token_file;
     ASSIGN_OR_RETURN(server_, ApiServer::Start(server, calls_.get(), sandboxes_.get()));
-    for (const std::string& address : server_->addresses()) base::LogInfo(fmt::format("sandboxd listens on {}", address));
+    for (const std::string& address : server_->addresses())
+      base::LogInfo(fmt::format("sandboxd listens on {}", address));
     return absl::OkStatus();
   }
 

@@ -40,11 +40,14 @@ absl::Status CheckEnv(const EnvVars& env) {
   for (const sandbox::EnvVar& variable : env) {
     if (variable.name().empty()) return Bad("env", "has a variable without a name");
     if (variable.name().find_first_of(std::string_view("=\0", 2)) != std::string::npos) {
-      return Bad("env", fmt::format("has the name \"{}\": '=' and NUL are not allowed", Shown(variable.name())));
+      return Bad("env", fmt::format("has the name \"{}\": '=' and NUL are not allowed",
+                                    Shown(variable.name())));
     }
-    RETURN_IF_ERROR(CheckText(fmt::format("env {}", Shown(variable.name())), variable.value(), kStringBytesMax));
+    RETURN_IF_ERROR(CheckText(fmt::format("env {}", Shown(variable.name())), variable.value(),
+                              kStringBytesMax));
     RETURN_IF_ERROR(AtMost(fmt::format("env {}", Shown(variable.name())),
-                           variable.name().size() + variable.value().size() + 2, kStringBytesMax, "bytes long"));
+                           variable.name().size() + variable.value().size() + 2, kStringBytesMax,
+                           "bytes long"));
     bytes += variable.name().size() + variable.value().size() + 2;
   }
   return AtMost("env", bytes, kEnvBytesMax, "bytes in all");
@@ -58,7 +61,8 @@ absl::Status CheckLimits(const sandbox::Limits& limits) {
   RETURN_IF_ERROR(AtMost("limits.file_bytes", limits.file_bytes(), kFileBytesMax, "bytes"));
   RETURN_IF_ERROR(AtMost("limits.disk_bytes", limits.disk_bytes(), kFileBytesMax, "bytes"));
   RETURN_IF_ERROR(AtMost("limits.open_files", limits.open_files(), kOpenFilesMax, "descriptors"));
-  RETURN_IF_ERROR(AtMost("limits.output_bytes_kept", limits.output_bytes_kept(), kOutputKeptMax, "bytes"));
+  RETURN_IF_ERROR(
+      AtMost("limits.output_bytes_kept", limits.output_bytes_kept(), kOutputKeptMax, "bytes"));
   return AtMost("limits.output_bytes_max", limits.output_bytes_max(), kOutputBytesMax, "bytes");
 }
 
@@ -72,13 +76,16 @@ absl::Status CheckWorkingDir(std::string_view path) {
 // A path below the working directory.
 absl::Status CheckInputPath(std::string_view path) {
   RETURN_IF_ERROR(CheckText("files.path", path, kPathBytesMax));
-  auto bad = [&](std::string_view why) { return Bad("files.path", fmt::format("\"{}\" {}", Shown(path), why)); };
+  auto bad = [&](std::string_view why) {
+    return Bad("files.path", fmt::format("\"{}\" {}", Shown(path), why));
+  };
   if (path.empty()) return bad("is empty");
   if (path.front() == '/') return bad("is absolute: give it relative to the working directory");
   for (size_t at = 0; at <= path.size();) {
     size_t end = std::min(path.find('/', at), path.size());
     std::string_view segment = path.substr(at, end - at);
-    if (segment.empty() || segment == "." || segment == "..") return bad("has an empty or dotted segment");
+    if (segment.empty() || segment == "." || segment == "..")
+      return bad("has an empty or dotted segment");
     at = end + 1;
   }
   return absl::OkStatus();
@@ -92,7 +99,8 @@ absl::StatusOr<std::string> RealPath(const std::string& path) {
 
 bool IsBelow(std::string_view path, std::string_view root) {
   if (root == "/") return true;
-  return path.substr(0, root.size()) == root && (path.size() == root.size() || path[root.size()] == '/');
+  return path.substr(0, root.size()) == root &&
+         (path.size() == root.size() || path[root.size()] == '/');
 }
 
 template <typename T>
@@ -107,7 +115,8 @@ absl::Status CheckExecute(const sandbox::ExecuteRequest& request) {
   if (!request.call_id().empty()) {
     RETURN_IF_ERROR(base::CheckId(request.call_id(), "call_id", /*allow_slash=*/true));
   }
-  if (request.argv().empty() || request.argv(0).empty()) return Bad("argv", "is empty: name a program to run");
+  if (request.argv().empty() || request.argv(0).empty())
+    return Bad("argv", "is empty: name a program to run");
   RETURN_IF_ERROR(AtMost("argv", static_cast<uint64_t>(request.argv_size()), kArgsMax, "entries"));
   size_t bytes = 0;
   for (const std::string& argument : request.argv()) {
@@ -120,19 +129,23 @@ absl::Status CheckExecute(const sandbox::ExecuteRequest& request) {
   RETURN_IF_ERROR(AtMost("stdin", request.stdin().size(), kStdinBytesMax, "bytes"));
   RETURN_IF_ERROR(CheckLimits(request.limits()));
   if (!sandbox::InterruptPolicy_IsValid(request.on_interrupt())) {
-    return Bad("on_interrupt", fmt::format("{} is not a policy", static_cast<int>(request.on_interrupt())));
+    return Bad("on_interrupt",
+               fmt::format("{} is not a policy", static_cast<int>(request.on_interrupt())));
   }
-  RETURN_IF_ERROR(AtMost("files", static_cast<uint64_t>(request.files_size()), kInputFilesMax, "files"));
+  RETURN_IF_ERROR(
+      AtMost("files", static_cast<uint64_t>(request.files_size()), kInputFilesMax, "files"));
   bytes = 0;
   for (const sandbox::InputFile& file : request.files()) {
     RETURN_IF_ERROR(CheckInputPath(file.path()));
-    if (file.mode() > 07777) return Bad("files.mode", fmt::format("{:o} is not a set of permission bits", file.mode()));
+    if (file.mode() > 07777)
+      return Bad("files.mode", fmt::format("{:o} is not a set of permission bits", file.mode()));
     bytes += file.content().size();
   }
   RETURN_IF_ERROR(AtMost("files", bytes, kInputFileBytesMax, "bytes in all"));
   RETURN_IF_ERROR(CheckText("user", request.user(), kNameBytesMax));
   if (!request.span().trajectory_id().empty()) {
-    RETURN_IF_ERROR(base::CheckId(request.span().trajectory_id(), "span.trajectory_id", /*allow_slash=*/true));
+    RETURN_IF_ERROR(
+        base::CheckId(request.span().trajectory_id(), "span.trajectory_id", /*allow_slash=*/true));
   }
   return AtMost("request", request.ByteSizeLong(), kRequestBytesMax, "bytes");
 }
@@ -147,12 +160,15 @@ absl::Status CheckSpec(const sandbox::SandboxSpec& spec) {
   RETURN_IF_ERROR(CheckLimits(spec.limits()));
   RETURN_IF_ERROR(CheckEnv(spec.env()));
   RETURN_IF_ERROR(CheckWorkingDir(spec.working_dir()));
-  RETURN_IF_ERROR(AtMost("spec.binds", static_cast<uint64_t>(spec.binds_size()), kBindsMax, "binds"));
+  RETURN_IF_ERROR(
+      AtMost("spec.binds", static_cast<uint64_t>(spec.binds_size()), kBindsMax, "binds"));
   for (const sandbox::Bind& bind : spec.binds()) {
-    for (const auto& [field, path] : {std::pair<std::string_view, std::string_view>{"host_path", bind.host_path()},
-                                      {"sandbox_path", bind.sandbox_path()}}) {
+    for (const auto& [field, path] :
+         {std::pair<std::string_view, std::string_view>{"host_path", bind.host_path()},
+          {"sandbox_path", bind.sandbox_path()}}) {
       RETURN_IF_ERROR(CheckText(fmt::format("spec.binds.{}", field), path, kPathBytesMax));
-      if (path.empty() || path.front() != '/' || fmt::format("{}/", path).find("/../") != std::string::npos) {
+      if (path.empty() || path.front() != '/' ||
+          fmt::format("{}/", path).find("/../") != std::string::npos) {
         return Bad(fmt::format("spec.binds.{}", field),
                    fmt::format("\"{}\" is not an absolute path without \"..\"", Shown(path)));
       }
@@ -174,15 +190,16 @@ absl::StatusOr<sandbox::SandboxSpec> ResolveBinds(const sandbox::SandboxSpec& sp
   sandbox::SandboxSpec resolved = spec;
   for (sandbox::Bind& bind : *resolved.mutable_binds()) {
     absl::StatusOr<std::string> real = RealPath(bind.host_path());
-    bool allowed = false;  // a path that does not exist is judged as written, so that the answer tells nothing
+    bool allowed =
+        false;  // a path that does not exist is judged as written, so that the answer tells nothing
     for (size_t i = 0; i < roots.size() && !allowed; ++i) {
       absl::StatusOr<std::string> root = RealPath(roots[i]);
       allowed = root.ok() && IsBelow(real.ok() ? *real : bind.host_path(), *root);
     }
     if (!allowed) {
-      return absl::PermissionDeniedError(
-          fmt::format("bind of {} refused: it does not lie below a bind root of this daemon (--bind-root)",
-                      bind.host_path()));
+      return absl::PermissionDeniedError(fmt::format(
+          "bind of {} refused: it does not lie below a bind root of this daemon (--bind-root)",
+          bind.host_path()));
     }
     RETURN_IF_ERROR(real.status());
     bind.set_host_path(*real);
@@ -190,7 +207,8 @@ absl::StatusOr<sandbox::SandboxSpec> ResolveBinds(const sandbox::SandboxSpec& sp
   return resolved;
 }
 
-sandbox::Limits ResolveLimits(const sandbox::Limits& call, const sandbox::Limits& box, const sandbox::Limits& tier) {
+sandbox::Limits ResolveLimits(const sandbox::Limits& call, const sandbox::Limits& box,
+                              const sandbox::Limits& tier) {
   sandbox::Limits out;
   out.set_timeout_ms(FirstSet(call.timeout_ms(), box.timeout_ms(), tier.timeout_ms()));
   out.set_memory_bytes(FirstSet(call.memory_bytes(), box.memory_bytes(), tier.memory_bytes()));
@@ -199,14 +217,17 @@ sandbox::Limits ResolveLimits(const sandbox::Limits& call, const sandbox::Limits
   out.set_file_bytes(FirstSet(call.file_bytes(), box.file_bytes(), tier.file_bytes()));
   out.set_disk_bytes(FirstSet(call.disk_bytes(), box.disk_bytes(), tier.disk_bytes()));
   out.set_open_files(FirstSet(call.open_files(), box.open_files(), tier.open_files()));
-  out.set_output_bytes_kept(FirstSet(FirstSet(call.output_bytes_kept(), box.output_bytes_kept(),
-                                              tier.output_bytes_kept()), kOutputKeptDefault, kOutputKeptDefault));
-  out.set_output_bytes_max(FirstSet(FirstSet(call.output_bytes_max(), box.output_bytes_max(),
-                                             tier.output_bytes_max()), kOutputBytesDefault, kOutputBytesDefault));
+  out.set_output_bytes_kept(FirstSet(
+      FirstSet(call.output_bytes_kept(), box.output_bytes_kept(), tier.output_bytes_kept()),
+      kOutputKeptDefault, kOutputKeptDefault));
+  out.set_output_bytes_max(
+      FirstSet(FirstSet(call.output_bytes_max(), box.output_bytes_max(), tier.output_bytes_max()),
+               kOutputBytesDefault, kOutputBytesDefault));
   return out;
 }
 
-sandbox::ExecuteRequest ResolveRequest(const sandbox::ExecuteRequest& request, const sandbox::SandboxSpec& spec,
+sandbox::ExecuteRequest ResolveRequest(const sandbox::ExecuteRequest& request,
+                                       const sandbox::SandboxSpec& spec,
                                        const sandbox::Limits& tier) {
   sandbox::ExecuteRequest out = request;
   *out.mutable_limits() = ResolveLimits(request.limits(), spec.limits(), tier);

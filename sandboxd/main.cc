@@ -1,13 +1,16 @@
-// sandboxd: runs sandboxes and their calls, and remembers both. Start: flags, signals, daemon; end: SIGTERM or SIGINT.
+// sandboxd: runs sandboxes and their calls, and remembers both. Start: flags, signals, daemon; end:
+// SIGTERM or SIGINT.
 #include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
+#include <map>
+#include <string>
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include "base/failpoint.h"
 #include "base/fd.h"
@@ -17,9 +20,15 @@
 
 namespace {
 
+using reprise::base::LogLevel;
 using reprise::sandboxd::Daemon;
 using reprise::sandboxd::DaemonOptions;
 
+const std::map<std::string, LogLevel> kLogLevels = {{"debug", LogLevel::kDebug},
+                                                    {"info", LogLevel::kInfo},
+                                                    {"warn", LogLevel::kWarn},
+                                                    {"error", LogLevel::kError},
+                                                    {"off", LogLevel::kOff}};
 constexpr int kExitFailed = 1, kExitUsage = 2;
 
 int Fail(int code, const absl::Status& status) {
@@ -45,7 +54,8 @@ absl::Status Wait(const sigset_t& signals) {
   while (::read(fd.get(), &info, sizeof(info)) != sizeof(info)) {
     if (errno != EINTR) return reprise::base::ErrnoStatus(errno, "cannot wait for a signal");
   }
-  reprise::base::LogInfo(fmt::format("sandboxd ends on signal {}; running calls live on", info.ssi_signo));
+  reprise::base::LogInfo(
+      fmt::format("sandboxd ends on signal {}; running calls live on", info.ssi_signo));
   return absl::OkStatus();
 }
 
@@ -54,45 +64,63 @@ absl::Status Wait(const sigset_t& signals) {
 int main(int argc, char** argv) {
   CLI::App app("Runs sandboxes and their calls, and remembers both.", "sandboxd");
   DaemonOptions options;
-  std::string state, durability = "fsync";
+  std::string state, durability = "fsync", log_level = "info";
   std::vector<std::string> fail_points;
-  app.add_option("--state", state, "state directory; the journal lies in STATE/sandboxd")->required();
-  app.add_option("--listen", options.listen, "unix:/path or HOST:PORT; default unix:STATE/sandboxd.sock");
+  app.add_option("--state", state, "state directory; the journal lies in STATE/sandboxd")
+      ->required();
+  app.add_option("--listen", options.listen,
+                 "unix:/path or HOST:PORT; default unix:STATE/sandboxd.sock");
   app.add_option("--token-file", options.token_file, "bearer token that TCP clients must show");
   app.add_option("--durability", durability, "when a record counts as written: fsync, os or none")
       ->capture_default_str();
-  app.add_option("--bind-root", options.bind_roots, "host directory below which sandboxes may bind");
+  app.add_option("--bind-root", options.bind_roots,
+                 "host directory below which sandboxes may bind");
   app.add_option("--function-pool", options.function_pool, "ready workers of the function tier")
-      ->capture_default_str()->check(CLI::Range(0, 1024));
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
   app.add_option("--function-max", options.function_max, "workers of the function tier in all")
-      ->capture_default_str()->check(CLI::Range(1, 4096));
-  app.add_option("--containerd", options.containerd_address, "containerd's socket; \"\" turns the container tier off")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--containerd", options.containerd_address,
+                 "containerd's socket; \"\" turns the container tier off")
       ->capture_default_str();
-  app.add_option("--helper-dir", options.helper_dir, "where the helper programs are; default: beside this program");
-  app.add_option("--fail-point", fail_points, "NAME:N kills this process at the N-th passage (crash tests)");
+  app.add_option("--helper-dir", options.helper_dir,
+                 "where the helper programs are; default: beside this program");
+  app.add_option("--log-level", log_level, "debug, info, warn, error or off")
+      ->capture_default_str()
+      ->check(CLI::IsMember(&kLogLevels));
+  app.add_option("--fail-point", fail_points,
+                 "NAME:N kills this process at the N-th passage (crash tests)");
   app.set_config("--config", "", "TOML file with any of these options");
   bool print_config = false;
-  app.add_flag("--print-config", print_config, "print the configuration and exit")->configurable(false);
+  app.add_flag("--print-config", print_config, "print the configuration and exit")
+      ->configurable(false);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kExitUsage;
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    return Fail(kExitUsage,
+                absl::InvalidArgumentError(fmt::format("{}: see --help", error.what())));
   }
   if (print_config) {
-    std::fputs(app.config_to_str(/*default_also=*/true, /*write_description=*/true).c_str(), stdout);
+    std::fputs(app.config_to_str(/*default_also=*/true, /*write_description=*/true).c_str(),
+               stdout);
     return 0;
   }
-  absl::StatusOr<reprise::storage::Durability> parsed = reprise::storage::ParseDurability(durability);
+  absl::StatusOr<reprise::storage::Durability> parsed =
+      reprise::storage::ParseDurability(durability);
   if (!parsed.ok()) return Fail(kExitUsage, parsed.status());
   options.durability = *parsed;
   for (const std::string& point : fail_points) {
-    if (absl::Status status = reprise::base::ArmFailPoint(point); !status.ok()) return Fail(kExitUsage, status);
+    if (absl::Status status = reprise::base::ArmFailPoint(point); !status.ok())
+      return Fail(kExitUsage, status);
   }
   std::error_code ignored;
   state = std::filesystem::absolute(state, ignored).string();
   options.state_dir = state + "/sandboxd";
   if (options.listen.empty()) options.listen.push_back(fmt::format("unix:{}/sandboxd.sock", state));
 
+  reprise::base::SetLogLevel(kLogLevels.at(log_level));
   sigset_t signals = BlockEndSignals();
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
   if (!daemon.ok()) return Fail(kExitFailed, daemon.status());

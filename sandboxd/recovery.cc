@@ -1,5 +1,6 @@
-// What becomes of calls that were running when the last daemon died. Their owner (a supervisor) is asked; where it
-// can no longer be asked, the policy of the request decides, and nothing is ever guessed.
+// What becomes of calls that were running when the last daemon died. Their owner (a supervisor) is
+// asked; where it can no longer be asked, the policy of the request decides, and nothing is ever
+// guessed.
 #include <utility>
 
 #include <fmt/format.h>
@@ -22,10 +23,12 @@ absl::Status CallManager::Recover() {
     }
     ASSIGN_OR_RETURN(replay::CallLog::Offsets offsets, log_->OutputOffsets(intent.call_id()));
     sandbox::SandboxSpec spec;
-    if (absl::StatusOr<sandbox::Sandbox> box = sandboxes_->Get(intent.sandbox_id()); box.ok()) spec = box->spec();
+    if (absl::StatusOr<sandbox::Sandbox> box = sandboxes_->Get(intent.sandbox_id()); box.ok())
+      spec = box->spec();
     call->MarkBegun(KeptBytes(intent.request(), spec), offsets);
     // A call that is parked here is taken up by its caller's next Execute.
-    if (absl::Status status = TakeUp(call, intent, intent.request(), /*from_caller=*/false); !status.ok()) {
+    if (absl::Status status = TakeUp(call, intent, intent.request(), /*from_caller=*/false);
+        !status.ok()) {
       base::LogWarn(fmt::format("call {}: {}", intent.call_id(), status.message()));
     }
   }
@@ -48,11 +51,13 @@ absl::Status CallManager::TakeUp(const CallPtr& call, const replay::journal::Cal
   if (!stored.ok()) return park(stored.status());
   const sandbox::Sandbox& box = *stored;
   if (box.state() == sandbox::SANDBOX_STATE_LOST) {
-    call->EndWith(MakeResult(sandbox::OUTCOME_SANDBOX_LOST, fmt::format("sandbox {} is lost: {}", box.id(), box.message())));
+    call->EndWith(MakeResult(sandbox::OUTCOME_SANDBOX_LOST,
+                             fmt::format("sandbox {} is lost: {}", box.id(), box.message())));
     return absl::OkStatus();
   }
   if (box.state() == sandbox::SANDBOX_STATE_STOPPED) {
-    call->EndWith(MakeResult(sandbox::OUTCOME_CANCELLED, fmt::format("sandbox {} was stopped", box.id())));
+    call->EndWith(
+        MakeResult(sandbox::OUTCOME_CANCELLED, fmt::format("sandbox {} was stopped", box.id())));
     return absl::OkStatus();
   }
   absl::StatusOr<SandboxManager::Lease> found = sandboxes_->Find(intent.sandbox_id());
@@ -63,32 +68,32 @@ absl::Status CallManager::TakeUp(const CallPtr& call, const replay::journal::Cal
     absl::StatusOr<replay::CallLog::Offsets> offsets = log_->OutputOffsets(call->id());
     if (!offsets.ok()) return park(offsets.status());
     std::unique_ptr<CallSink> sink = call->MakeSink();
-    Attachment attachment = lease.substrate->Reattach(lease.ref(), intent.placement(), call->id(),
-                                                      {offsets->stdout_bytes, offsets->stderr_bytes}, sink);
+    Attachment attachment =
+        lease.substrate->Reattach(lease.ref(), intent.placement(), call->id(),
+                                  {offsets->stdout_bytes, offsets->stderr_bytes}, sink);
     if (attachment.state == AttachState::kAttached) {
       call->SetRunning(std::move(attachment.call));
       return absl::OkStatus();
     }
     why = attachment.reason;
     if (attachment.state == AttachState::kNeverStarted) {
-      lease.substrate->Unreserve(intent.placement());
-      return StartElsewhere(call, lease.id, request, from_caller);
+      return StartElsewhere(call, lease.id, request, from_caller, intent.placement());
     }
   }
   return Interrupted(call, lease, request, why, from_caller);
 }
 
 absl::Status CallManager::Interrupted(const CallPtr& call, const SandboxManager::Lease& lease,
-                                      const sandbox::ExecuteRequest& request, const std::string& why,
-                                      bool from_caller) {
+                                      const sandbox::ExecuteRequest& request,
+                                      const std::string& why, bool from_caller) {
   switch (request.on_interrupt()) {
     case sandbox::INTERRUPT_POLICY_RERUN:
       base::LogInfo(fmt::format("call {} runs again, as its caller allowed: {}", call->id(), why));
-      return StartElsewhere(call, lease.id, request, from_caller);
+      return StartElsewhere(call, lease.id, request, from_caller, /*unused=*/"");
     case sandbox::INTERRUPT_POLICY_RESTORE:
       call->EndWith(MakeResult(sandbox::OUTCOME_INTERRUPTED,
-                          fmt::format("{}; {} has no snapshots to restore from", why,
-                                      sandbox::Tier_Name(lease.spec->tier()))));
+                               fmt::format("{}; {} has no snapshots to restore from", why,
+                                           sandbox::Tier_Name(lease.spec->tier()))));
       return absl::OkStatus();
     default:
       call->EndWith(MakeResult(sandbox::OUTCOME_INTERRUPTED, why));
@@ -97,7 +102,8 @@ absl::Status CallManager::Interrupted(const CallPtr& call, const SandboxManager:
 }
 
 absl::Status CallManager::StartElsewhere(const CallPtr& call, const std::string& sandbox_id,
-                                         const sandbox::ExecuteRequest& request, bool from_caller) {
+                                         const sandbox::ExecuteRequest& request, bool from_caller,
+                                         const std::string& unused) {
   auto park = [&](absl::Status why) {
     call->Park(std::string(why.message()));
     return why;
@@ -105,14 +111,17 @@ absl::Status CallManager::StartElsewhere(const CallPtr& call, const std::string&
   absl::StatusOr<SandboxManager::Lease> lease = sandboxes_->Use(sandbox_id);
   if (!lease.ok()) return park(lease.status());
   if (!from_caller && HasSecrets(request.env())) {
-    return park(absl::FailedPreconditionError(fmt::format(
-        "call {} needs secret values that only its caller has: send its Execute again", call->id())));
+    return park(absl::FailedPreconditionError(
+        fmt::format("call {} needs secret values that only its caller has: send its Execute again",
+                    call->id())));
   }
   absl::StatusOr<std::string> placement = lease->substrate->Reserve(lease->ref());
   if (!placement.ok()) return park(placement.status());
   // Durable before anything runs there: after another crash this placement is the one to ask.
   absl::Status status = log_->Rebind(call->id(), *placement, options_.boot_id);
   if (status.ok()) {
+    // Not before: as long as the journal names it, it answers for the call.
+    if (!unused.empty()) lease->substrate->Unreserve(unused);
     call->MarkBegun(KeptBytes(request, *lease->spec), {});
     status = StartHere(call, *lease, *placement, request);
   }

@@ -5,8 +5,8 @@
 
 #include <fmt/format.h>
 
-#include "base/format.h"
 #include "base/clock.h"
+#include "base/format.h"
 #include "base/ids.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -26,7 +26,8 @@ bool IsLive(sandbox::SandboxState state) {
 
 SandboxManager::SandboxManager(SandboxOptions options, replay::CallLog* log, Tiers tiers)
     : options_(std::move(options)), log_(log), tiers_(std::move(tiers)) {
-  for (const auto& [tier, substrate] : tiers_) default_limits_[tier] = substrate->Describe().default_limits();
+  for (const auto& [tier, substrate] : tiers_)
+    default_limits_[tier] = substrate->Describe().default_limits();
 }
 
 // ---- the table
@@ -43,7 +44,8 @@ absl::StatusOr<SandboxManager::EntryPtr> SandboxManager::Claim(const std::string
   if (found != entries_.end()) return found->second;
   if (entries_.size() >= options_.sandboxes_max) {
     return absl::ResourceExhaustedError(
-        fmt::format("sandbox {} refused: {} sandboxes exist, which is the limit; stop one first", id, entries_.size()));
+        fmt::format("sandbox {} refused: {} sandboxes exist, which is the limit; stop one first",
+                    id, entries_.size()));
   }
   return entries_.emplace(id, std::make_shared<Entry>(id)).first->second;
 }
@@ -56,8 +58,8 @@ void SandboxManager::Drop(const std::string& id) {
 absl::StatusOr<Substrate*> SandboxManager::TierOf(sandbox::Tier tier) const {
   auto found = tiers_.find(tier);
   if (found != tiers_.end()) return found->second;
-  return absl::UnimplementedError(
-      fmt::format("{} is not a tier of this daemon: ListTiers names those it has", sandbox::Tier_Name(tier)));
+  return absl::UnimplementedError(fmt::format(
+      "{} is not a tier of this daemon: ListTiers names those it has", sandbox::Tier_Name(tier)));
 }
 
 sandbox::Limits SandboxManager::DefaultLimits(sandbox::Tier tier) const {
@@ -120,7 +122,8 @@ absl::Status SandboxManager::Reach(Entry* entry) {
   absl::StatusOr<Substrate*> substrate = TierOf(record.spec().tier());
   absl::StatusOr<sandbox::SandboxSpec> resolved = ResolveBinds(record.spec(), options_.bind_roots);
   if (!substrate.ok()) {
-    found = absl::UnavailableError(fmt::format("its tier {} is turned off", sandbox::Tier_Name(record.spec().tier())));
+    found = absl::UnavailableError(
+        fmt::format("its tier {} is turned off", sandbox::Tier_Name(record.spec().tier())));
   } else if (!resolved.ok()) {
     found = resolved.status();
   } else {
@@ -139,13 +142,15 @@ absl::Status SandboxManager::Reach(Entry* entry) {
   return absl::OkStatus();
 }
 
-absl::Status SandboxManager::SetState(Entry* entry, sandbox::SandboxState state, std::string message) {
+absl::Status SandboxManager::SetState(Entry* entry, sandbox::SandboxState state,
+                                      std::string message) {
   journal::SandboxRecord record;
   {
     absl::MutexLock lock(&entry->mutex);
     record = entry->record;
   }
-  // The log counts calls in the record as they begin: take its number, not the one from when this was read.
+  // The log counts calls in the record as they begin: take its number, not the one from when this
+  // was read.
   if (absl::StatusOr<journal::SandboxRecord> now = log_->GetSandbox(entry->id); now.ok()) {
     record.set_calls(std::max(record.calls(), now->calls()));
   }
@@ -173,10 +178,13 @@ void SandboxManager::CheckLost(const std::string& id) {
 
 // ---- verbs
 
-absl::StatusOr<sandbox::CreateResponse> SandboxManager::Create(const sandbox::CreateRequest& request) {
-  std::string id = request.sandbox_id().empty() ? fmt::format("sb-{}", base::RandomHex(8)) : request.sandbox_id();
+absl::StatusOr<sandbox::CreateResponse> SandboxManager::Create(
+    const sandbox::CreateRequest& request) {
+  std::string id = request.sandbox_id().empty() ? fmt::format("sb-{}", base::RandomHex(8))
+                                                : request.sandbox_id();
   RETURN_IF_ERROR(base::CheckId(id, "sandbox_id", /*allow_slash=*/true));
-  if (!request.has_spec()) return absl::InvalidArgumentError("spec is missing: it names at least the tier");
+  if (!request.has_spec())
+    return absl::InvalidArgumentError("spec is missing: it names at least the tier");
   RETURN_IF_ERROR(CheckSpec(request.spec()));
   if (absl::StatusOr<journal::SandboxRecord> stored = log_->GetSandbox(id); stored.ok()) {
     if (EntryPtr entry = Lookup(id); entry != nullptr) {
@@ -199,12 +207,12 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Create(const sandbox::Cr
   return made;
 }
 
-absl::StatusOr<sandbox::CreateResponse> SandboxManager::Existing(const journal::SandboxRecord& record, Entry* entry,
-                                                                 const sandbox::SandboxSpec& spec) {
+absl::StatusOr<sandbox::CreateResponse> SandboxManager::Existing(
+    const journal::SandboxRecord& record, Entry* entry, const sandbox::SandboxSpec& spec) {
   std::string difference = FirstDifference(record.spec(), RedactSpec(spec));
   if (!difference.empty()) {
-    return absl::FailedPreconditionError(
-        fmt::format("sandbox {} exists with another spec: {}; choose another id", record.id(), difference));
+    return absl::FailedPreconditionError(fmt::format(
+        "sandbox {} exists with another spec: {}; choose another id", record.id(), difference));
   }
   sandbox::CreateResponse response;
   response.set_existed(true);
@@ -222,7 +230,8 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Existing(const journal::
   return response;
 }
 
-absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry, const sandbox::SandboxSpec& spec) {
+absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry,
+                                                             const sandbox::SandboxSpec& spec) {
   ASSIGN_OR_RETURN(Substrate * substrate, TierOf(spec.tier()));
   ASSIGN_OR_RETURN(sandbox::SandboxSpec resolved, ResolveBinds(spec, options_.bind_roots));
   auto full = std::make_shared<const sandbox::SandboxSpec>(std::move(resolved));
@@ -255,22 +264,26 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry, const
 absl::StatusOr<sandbox::Sandbox> SandboxManager::Get(const std::string& id) {
   RETURN_IF_ERROR(base::CheckId(id, "sandbox_id", /*allow_slash=*/true));
   absl::StatusOr<journal::SandboxRecord> record = log_->GetSandbox(id);
-  if (absl::IsNotFound(record.status())) return absl::NotFoundError(fmt::format("sandbox {} does not exist", id));
+  if (absl::IsNotFound(record.status()))
+    return absl::NotFoundError(fmt::format("sandbox {} does not exist", id));
   RETURN_IF_ERROR(record.status());
   return ToSandbox(*record);
 }
 
 absl::StatusOr<sandbox::ListResponse> SandboxManager::List() {
   ASSIGN_OR_RETURN(std::vector<journal::SandboxRecord> records, log_->ListSandboxes());
-  std::sort(records.begin(), records.end(), [](const auto& a, const auto& b) { return a.id() < b.id(); });
+  std::sort(records.begin(), records.end(),
+            [](const auto& a, const auto& b) { return a.id() < b.id(); });
   sandbox::ListResponse response;
   for (const journal::SandboxRecord& record : records) {
-    if (record.state() != sandbox::SANDBOX_STATE_STOPPED) *response.add_sandboxes() = ToSandbox(record);
+    if (record.state() != sandbox::SANDBOX_STATE_STOPPED)
+      *response.add_sandboxes() = ToSandbox(record);
   }
   return response;
 }
 
-absl::StatusOr<bool> SandboxManager::Stop(const std::string& id, const std::function<void()>& end_calls) {
+absl::StatusOr<bool> SandboxManager::Stop(const std::string& id,
+                                          const std::function<void()>& end_calls) {
   RETURN_IF_ERROR(base::CheckId(id, "sandbox_id", /*allow_slash=*/true));
   EntryPtr entry = Lookup(id);
   if (entry == nullptr) {
@@ -316,7 +329,8 @@ absl::Status SandboxManager::Freeze(const std::string& id, bool freeze) {
   if (entry == nullptr) return Absent(id);
   absl::MutexLock verb(&entry->verb);
   RETURN_IF_ERROR(Reach(entry.get()));
-  sandbox::SandboxState wanted = freeze ? sandbox::SANDBOX_STATE_PAUSED : sandbox::SANDBOX_STATE_RUNNING;
+  sandbox::SandboxState wanted =
+      freeze ? sandbox::SANDBOX_STATE_PAUSED : sandbox::SANDBOX_STATE_RUNNING;
   {
     absl::MutexLock lock(&entry->mutex);
     if (entry->record.state() == wanted) return absl::OkStatus();
@@ -326,7 +340,8 @@ absl::Status SandboxManager::Freeze(const std::string& id, bool freeze) {
     }
   }
   ASSIGN_OR_RETURN(Lease lease, LeaseOf(entry.get()));
-  RETURN_IF_ERROR(freeze ? lease.substrate->PauseSandbox(lease.ref()) : lease.substrate->ResumeSandbox(lease.ref()));
+  RETURN_IF_ERROR(freeze ? lease.substrate->PauseSandbox(lease.ref())
+                         : lease.substrate->ResumeSandbox(lease.ref()));
   return SetState(entry.get(), wanted, "");
 }
 
@@ -368,18 +383,21 @@ absl::StatusOr<SandboxManager::Lease> SandboxManager::Use(const std::string& id)
     absl::MutexLock lock(&entry->mutex);
     sandbox::SandboxState state = entry->record.state();
     if (entry->stopping || state == sandbox::SANDBOX_STATE_STOPPED) {
-      return absl::FailedPreconditionError(fmt::format("sandbox {} was stopped: create another", id));
+      return absl::FailedPreconditionError(
+          fmt::format("sandbox {} was stopped: create another", id));
     }
     if (state == sandbox::SANDBOX_STATE_UNSPECIFIED) {
-      return absl::NotFoundError(fmt::format("sandbox {} does not exist yet: wait for its Create", id));
+      return absl::NotFoundError(
+          fmt::format("sandbox {} does not exist yet: wait for its Create", id));
     }
     if (state == sandbox::SANDBOX_STATE_LOST) {
       return absl::FailedPreconditionError(
           fmt::format("sandbox {} is lost ({}): create another", id, entry->record.message()));
     }
     if (!entry->secrets_known) {
-      return absl::FailedPreconditionError(
-          fmt::format("sandbox {} has secret variables that did not outlive the daemon: send its Create again", id));
+      return absl::FailedPreconditionError(fmt::format(
+          "sandbox {} has secret variables that did not outlive the daemon: send its Create again",
+          id));
     }
   }
   return LeaseOf(entry.get());

@@ -1,6 +1,6 @@
-// The sandboxes of this daemon and their lives: made once per id, found again after a restart, thawed when they are
-// needed, lost, stopped. The journal holds what is true; this table holds the live ones with what the journal must
-// not hold (secret values).
+// The sandboxes of this daemon and their lives: made once per id, found again after a restart,
+// thawed when they are needed, lost, stopped. The journal holds what is true; this table holds the
+// live ones with what the journal must not hold (secret values).
 #pragma once
 
 #include <functional>
@@ -34,7 +34,8 @@ class SandboxManager {
   // All outlive this.
   SandboxManager(SandboxOptions options, replay::CallLog* log, Tiers tiers);
 
-  // Reads the journal and asks each tier for its sandboxes; the ones that it cannot find become LOST.
+  // Reads the journal and asks each tier for its sandboxes; the ones that it cannot find become
+  // LOST.
   absl::Status Recover();
 
   absl::StatusOr<sandbox::CreateResponse> Create(const sandbox::CreateRequest& request);
@@ -53,8 +54,8 @@ class SandboxManager {
     std::string id, placement;
     SandboxRef ref() const { return {id, spec.get(), placement}; }
   };
-  // Thaws it when it is paused. FAILED_PRECONDITION (stopped, lost, secrets unknown), NOT_FOUND, UNAVAILABLE (its
-  // tier does not answer since the restart).
+  // Thaws it when it is paused. FAILED_PRECONDITION (stopped, lost, secrets unknown), NOT_FOUND,
+  // UNAVAILABLE (its tier does not answer since the restart).
   absl::StatusOr<Lease> Use(const std::string& id);
   // The same for a call that exists: thaws nothing and asks for no secrets. UNAVAILABLE as above.
   absl::StatusOr<Lease> Find(const std::string& id);
@@ -71,7 +72,8 @@ class SandboxManager {
     const std::string id;
     absl::Mutex verb;  // held by Create, Stop, Pause, Resume, thawing: one at a time
     absl::Mutex mutex;
-    replay::journal::SandboxRecord record ABSL_GUARDED_BY(mutex);  // state UNSPECIFIED: not made yet, or not made
+    replay::journal::SandboxRecord record
+        ABSL_GUARDED_BY(mutex);  // state UNSPECIFIED: not made yet, or not made
     std::shared_ptr<const sandbox::SandboxSpec> spec ABSL_GUARDED_BY(mutex);
     bool stopping ABSL_GUARDED_BY(mutex) = false;
     bool secrets_known ABSL_GUARDED_BY(mutex) = true;
@@ -86,8 +88,8 @@ class SandboxManager {
   // Why an id that is not in the table cannot be used.
   absl::Status Absent(const std::string& id);
   absl::Status Adopt(const replay::journal::SandboxRecord& record);
-  absl::StatusOr<sandbox::CreateResponse> Existing(const replay::journal::SandboxRecord& record, Entry* entry,
-                                                   const sandbox::SandboxSpec& spec);
+  absl::StatusOr<sandbox::CreateResponse> Existing(const replay::journal::SandboxRecord& record,
+                                                   Entry* entry, const sandbox::SandboxSpec& spec);
   absl::StatusOr<sandbox::CreateResponse> Make(Entry* entry, const sandbox::SandboxSpec& spec);
   absl::Status Reach(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
   absl::Status SetState(Entry* entry, sandbox::SandboxState state, std::string message)

@@ -12,7 +12,8 @@ namespace {
 constexpr size_t kShownBytesMax = 120;
 
 // `spec` with one field only, as text.
-std::string OneField(const sandbox::SandboxSpec& spec, const google::protobuf::FieldDescriptor* field) {
+std::string OneField(const sandbox::SandboxSpec& spec,
+                     const google::protobuf::FieldDescriptor* field) {
   sandbox::SandboxSpec only = spec;
   for (int i = 0; i < spec.GetDescriptor()->field_count(); ++i) {
     const google::protobuf::FieldDescriptor* other = spec.GetDescriptor()->field(i);
@@ -40,7 +41,8 @@ std::string FirstDifference(const sandbox::SandboxSpec& was, const sandbox::Sand
     const google::protobuf::FieldDescriptor* field = descriptor->field(i);
     google::protobuf::util::MessageDifferencer differencer;
     if (!differencer.CompareWithFields(was, is, {field}, {field})) {
-      return fmt::format("{} differs: was {}, is {}", field->name(), OneField(was, field), OneField(is, field));
+      return fmt::format("{} differs: was {}, is {}", field->name(), OneField(was, field),
+                         OneField(is, field));
     }
   }
   return "";

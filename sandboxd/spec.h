@@ -14,7 +14,8 @@ namespace sandbox = ::reprise::sandbox::v1;
 // Secret values replaced by "sha256:<hex>", as the journal holds them.
 sandbox::SandboxSpec RedactSpec(const sandbox::SandboxSpec& spec);
 
-// The first field, in proto order, in which two redacted specs differ, with both values; "" when none does.
+// The first field, in proto order, in which two redacted specs differ, with both values; "" when
+// none does.
 std::string FirstDifference(const sandbox::SandboxSpec& was, const sandbox::SandboxSpec& is);
 
 // `record` as clients see it: secret values left out.

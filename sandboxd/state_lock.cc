@@ -19,14 +19,16 @@ absl::StatusOr<StateLock> StateLock::Take(const std::string& directory) {
   lock.l_type = F_WRLCK;
   lock.l_whence = SEEK_SET;
   if (::fcntl(fd.get(), F_SETLK, &lock) == 0) return StateLock(std::move(fd));
-  if (errno != EACCES && errno != EAGAIN) return base::ErrnoStatus(errno, fmt::format("cannot lock {}", path));
+  if (errno != EACCES && errno != EAGAIN)
+    return base::ErrnoStatus(errno, fmt::format("cannot lock {}", path));
   struct flock holder {};
   holder.l_type = F_WRLCK;
   holder.l_whence = SEEK_SET;
   std::string who = "another process";
-  if (::fcntl(fd.get(), F_GETLK, &holder) == 0 && holder.l_type != F_UNLCK) who = fmt::format("process {}", holder.l_pid);
-  return absl::FailedPreconditionError(
-      fmt::format("state directory {} is in use by {}: stop it, or choose another --state", directory, who));
+  if (::fcntl(fd.get(), F_GETLK, &holder) == 0 && holder.l_type != F_UNLCK)
+    who = fmt::format("process {}", holder.l_pid);
+  return absl::FailedPreconditionError(fmt::format(
+      "state directory {} is in use by {}: stop it, or choose another --state", directory, who));
 }
 
 }  // namespace reprise::sandboxd

@@ -1,5 +1,5 @@
-// One daemon per state directory. A POSIX record lock: it ends with the process that took it, however that ends, and
-// is not handed on to the workers that the process forks.
+// One daemon per state directory. A POSIX record lock: it ends with the process that took it,
+// however that ends, and is not handed on to the workers that the process forks.
 #pragma once
 
 #include <string>

@@ -1,19 +1,35 @@
 #include "sandboxd/tiers.h"
 
+#include <utility>
+
 #include "base/status_macros.h"
 #include "sandboxd/function/function_tier.h"
+#ifdef REPRISE_CONTAINER_TIER
+#include "sandboxd/container/container_tier.h"
+#endif
 
 namespace reprise::sandboxd {
 
 absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOptions& options) {
   std::vector<std::unique_ptr<Substrate>> tiers;
+  // First: its zygote is forked while this process has few threads.
   FunctionTierOptions function;
   function.state_dir = options.state_dir + "/function";
   function.helper_dir = options.helper_dir;
   function.pool = options.function_pool;
   function.max = options.function_max;
-  ASSIGN_OR_RETURN(auto function_tier, MakeFunctionTier(function));
+  ASSIGN_OR_RETURN(std::unique_ptr<Substrate> function_tier, MakeFunctionTier(function));
   tiers.push_back(std::move(function_tier));
+#ifdef REPRISE_CONTAINER_TIER
+  if (!options.containerd_address.empty()) {
+    ContainerTierOptions container;
+    container.state_dir = options.state_dir;
+    container.helper_dir = options.helper_dir;
+    container.containerd_address = options.containerd_address;
+    ASSIGN_OR_RETURN(std::unique_ptr<Substrate> container_tier, MakeContainerTier(container));
+    tiers.push_back(std::move(container_tier));
+  }
+#endif
   return tiers;
 }
 

@@ -1,5 +1,5 @@
-// The tiers of this build, made from the daemon's options. A tier that this host cannot run is still there, and says
-// so in ListTiers.
+// The tiers of this build, made from the daemon's options. A tier that this host cannot run is
+// still there, and says so in ListTiers.
 #pragma once
 
 #include <memory>

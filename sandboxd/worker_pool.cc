@@ -13,7 +13,8 @@ bool WorkerPool::TryPost(std::function<void()> work) {
   absl::MutexLock lock(&mutex_);
   if (closed_ || queue_.size() >= queue_max_) return false;
   queue_.push_back(std::move(work));
-  if (idle_ < queue_.size() && threads_.size() < threads_max_) threads_.emplace_back([this] { Run(); });
+  if (idle_ < queue_.size() && threads_.size() < threads_max_)
+    threads_.emplace_back([this] { Run(); });
   return true;
 }
 

@@ -1,5 +1,5 @@
-// Threads for work that blocks (journal commits, tier verbs), behind a bounded queue. Threads start when they are
-// first needed and stay until the pool is closed.
+// Threads for work that blocks (journal commits, tier verbs), behind a bounded queue. Threads start
+// when they are first needed and stay until the pool is closed.
 #pragma once
 
 #include <cstddef>

@@ -28,15 +28,17 @@ bool EqualInConstantTime(std::string_view a, std::string_view b) {
 
 absl::StatusOr<Authorizer> Authorizer::FromFile(const std::string& path) {
   struct stat info;
-  if (::stat(path.c_str(), &info) != 0) return base::ErrnoStatus(errno, fmt::format("cannot read token file {}", path));
+  if (::stat(path.c_str(), &info) != 0)
+    return base::ErrnoStatus(errno, fmt::format("cannot read token file {}", path));
   if ((info.st_mode & 077) != 0) {
-    return absl::InvalidArgumentError(fmt::format("token file {} can be read by others: chmod 600 it", path));
+    return absl::InvalidArgumentError(
+        fmt::format("token file {} can be read by others: chmod 600 it", path));
   }
   ASSIGN_OR_RETURN(std::string token, base::ReadFile(path, kTokenBytesMax));
   token.erase(token.find_last_not_of(" \t\r\n") + 1);
   if (token.size() < kTokenBytesMin) {
-    return absl::InvalidArgumentError(
-        fmt::format("token in {} has {} bytes: give it at least {}", path, token.size(), kTokenBytesMin));
+    return absl::InvalidArgumentError(fmt::format("token in {} has {} bytes: give it at least {}",
+                                                  path, token.size(), kTokenBytesMin));
   }
   Authorizer authorizer;
   authorizer.token_ = std::move(token);
@@ -49,11 +51,13 @@ absl::Status Authorizer::Check(const grpc::ServerContextBase& context) const {
   auto range = context.client_metadata().equal_range("authorization");
   for (auto it = range.first; it != range.second && has_token(); ++it) {
     std::string_view value(it->second.data(), it->second.size());
-    if (value.substr(0, kScheme.size()) == kScheme && EqualInConstantTime(value.substr(kScheme.size()), token_)) {
+    if (value.substr(0, kScheme.size()) == kScheme &&
+        EqualInConstantTime(value.substr(kScheme.size()), token_)) {
       return absl::OkStatus();
     }
   }
-  return absl::UnauthenticatedError("a TCP client must send the daemon's token: metadata \"authorization: Bearer TOKEN\"");
+  return absl::UnauthenticatedError(
+      "a TCP client must send the daemon's token: metadata \"authorization: Bearer TOKEN\"");
 }
 
 }  // namespace reprise::sandboxd

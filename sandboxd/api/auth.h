@@ -1,5 +1,6 @@
-// Who may speak to the daemon. Unix sockets are guarded by their file permissions; every TCP connection, loopback
-// included, must show the bearer token of --token-file in its metadata ("authorization: Bearer TOKEN").
+// Who may speak to the daemon. Unix sockets are guarded by their file permissions; every TCP
+// connection, loopback included, must show the bearer token of --token-file in its metadata
+// ("authorization: Bearer TOKEN").
 #pragma once
 
 #include <string>
@@ -21,8 +22,8 @@ class Authorizer {
  public:
   // No token: only unix sockets are served.
   Authorizer() = default;
-  // Reads the token, without the white space at its end. INVALID_ARGUMENT when it is too short or too long, or when
-  // others than its owner may read the file.
+  // Reads the token, without the white space at its end. INVALID_ARGUMENT when it is too short or
+  // too long, or when others than its owner may read the file.
   static absl::StatusOr<Authorizer> FromFile(const std::string& path);
 
   bool has_token() const { return !token_.empty(); }

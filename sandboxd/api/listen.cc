@@ -26,7 +26,8 @@ absl::StatusOr<bool> SomebodyAnswers(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, path.data(), path.size());
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return true;
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0)
+    return true;
   if (errno == ENOENT || errno == ECONNREFUSED) return false;
   if (errno == EAGAIN) return true;  // its backlog is full
   return base::ErrnoStatus(errno, fmt::format("cannot use {} as a socket", path));
@@ -58,10 +59,13 @@ absl::StatusOr<UnixListener> UnixListener::Prepare(const std::string& path) {
   std::string pattern = fmt::format("{}/.lXXXXXX", parent);
   if (path.size() > kSocketPathMax || pattern.size() + 2 > kSocketPathMax) {
     return absl::InvalidArgumentError(
-        fmt::format("unix:{} is too long for a socket ({} bytes at most): choose a shorter path", path, kSocketPathMax));
+        fmt::format("unix:{} is too long for a socket ({} bytes at most): choose a shorter path",
+                    path, kSocketPathMax));
   }
   ASSIGN_OR_RETURN(bool taken, SomebodyAnswers(path));
-  if (taken) return absl::UnavailableError(fmt::format("another program listens on unix:{}: stop it first", path));
+  if (taken)
+    return absl::UnavailableError(
+        fmt::format("another program listens on unix:{}: stop it first", path));
   RETURN_IF_ERROR(base::MakeDirs(parent, 0700));
   if (::mkdtemp(pattern.data()) == nullptr) {
     return base::ErrnoStatus(errno, fmt::format("cannot make a directory in {}", parent));

@@ -1,5 +1,5 @@
-// Addresses to listen on, made safe: a unix socket gets mode 0600 before anybody can reach it under its name, and an
-// address that another program serves is refused instead of taken over.
+// Addresses to listen on, made safe: a unix socket gets mode 0600 before anybody can reach it under
+// its name, and an address that another program serves is refused instead of taken over.
 #pragma once
 
 #include <string>
@@ -12,7 +12,8 @@ namespace reprise::sandboxd {
 // A unix socket is bound under a private name first, then moved to its place.
 class UnixListener {
  public:
-  // `path` as wanted. INVALID_ARGUMENT when it is too long for a socket; UNAVAILABLE when somebody answers there.
+  // `path` as wanted. INVALID_ARGUMENT when it is too long for a socket; UNAVAILABLE when somebody
+  // answers there.
   static absl::StatusOr<UnixListener> Prepare(const std::string& path);
   UnixListener(UnixListener&& other) noexcept;
   UnixListener& operator=(UnixListener&&) = delete;

@@ -18,10 +18,10 @@ namespace reprise::sandboxd {
 namespace {
 
 constexpr std::string_view kUnixScheme = "unix:";
-constexpr std::chrono::seconds kShutdownGrace{2};       // for verbs that run when the server ends
-constexpr int kStreamsPerConnectionMax = 16384;         // waiting calls of one client
+constexpr std::chrono::seconds kShutdownGrace{2};  // for verbs that run when the server ends
+constexpr int kStreamsPerConnectionMax = 16384;    // waiting calls of one client
 constexpr int kMetadataBytesMax = 16 << 10;
-constexpr int kKeepaliveMs = 30000;                     // finds clients that vanished without a word
+constexpr int kKeepaliveMs = 30000;  // finds clients that vanished without a word
 constexpr int kKeepaliveTimeoutMs = 20000;
 
 class ApiServerImpl final : public ApiServer {
@@ -31,7 +31,8 @@ class ApiServerImpl final : public ApiServer {
   ~ApiServerImpl() override { Shutdown(); }
 
   absl::Status Listen(const ServerOptions& options) {
-    if (options.listen.empty()) return absl::InvalidArgumentError("no address to listen on: give --listen");
+    if (options.listen.empty())
+      return absl::InvalidArgumentError("no address to listen on: give --listen");
     if (!options.token_file.empty()) {
       ASSIGN_OR_RETURN(authorizer_, Authorizer::FromFile(options.token_file));
     }
@@ -49,12 +50,13 @@ class ApiServerImpl final : public ApiServer {
     for (const std::string& address : options.listen) {
       std::string bind = address;
       if (address.rfind(kUnixScheme, 0) == 0) {
-        ASSIGN_OR_RETURN(UnixListener listener, UnixListener::Prepare(address.substr(kUnixScheme.size())));
+        ASSIGN_OR_RETURN(UnixListener listener,
+                         UnixListener::Prepare(address.substr(kUnixScheme.size())));
         bind = fmt::format("unix:{}", listener.private_path());
         sockets_.push_back(std::move(listener));
       } else if (!authorizer_.has_token()) {
-        return absl::InvalidArgumentError(
-            fmt::format("{} is a TCP address: give --token-file, or listen on a unix socket", address));
+        return absl::InvalidArgumentError(fmt::format(
+            "{} is a TCP address: give --token-file, or listen on a unix socket", address));
       }
       builder.AddListeningPort(bind, grpc::InsecureServerCredentials(), &ports.emplace_back(0));
     }
@@ -62,12 +64,13 @@ class ApiServerImpl final : public ApiServer {
     auto port = ports.begin();
     for (const std::string& address : options.listen) {
       if (server_ == nullptr || *port == 0) {
-        return absl::UnavailableError(
-            fmt::format("cannot listen on {}: is it in use, or may this user not bind it?", address));
+        return absl::UnavailableError(fmt::format(
+            "cannot listen on {}: is it in use, or may this user not bind it?", address));
       }
-      addresses_.push_back(address.rfind(kUnixScheme, 0) == 0
-                               ? address
-                               : fmt::format("{}:{}", address.substr(0, address.rfind(':')), *port));
+      addresses_.push_back(
+          address.rfind(kUnixScheme, 0) == 0
+              ? address
+              : fmt::format("{}:{}", address.substr(0, address.rfind(':')), *port));
       ++port;
     }
     for (UnixListener& socket : sockets_) RETURN_IF_ERROR(socket.Publish());
@@ -97,7 +100,8 @@ class ApiServerImpl final : public ApiServer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ApiServer>> ApiServer::Start(const ServerOptions& options, CallManager* calls,
+absl::StatusOr<std::unique_ptr<ApiServer>> ApiServer::Start(const ServerOptions& options,
+                                                            CallManager* calls,
                                                             SandboxManager* sandboxes) {
   auto server = std::make_unique<ApiServerImpl>(options, calls, sandboxes);
   RETURN_IF_ERROR(server->Listen(options));

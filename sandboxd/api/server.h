@@ -1,5 +1,5 @@
-// The daemon's gRPC server: binds its addresses (unix sockets with mode 0600, TCP only with a token), serves
-// SandboxService, and ends in order.
+// The daemon's gRPC server: binds its addresses (unix sockets with mode 0600, TCP only with a
+// token), serves SandboxService, and ends in order.
 #pragma once
 
 #include <memory>
@@ -23,14 +23,15 @@ struct ServerOptions {
 class ApiServer {
  public:
   // Serves when it returns. `calls` and `sandboxes` outlive it.
-  static absl::StatusOr<std::unique_ptr<ApiServer>> Start(const ServerOptions& options, CallManager* calls,
+  static absl::StatusOr<std::unique_ptr<ApiServer>> Start(const ServerOptions& options,
+                                                          CallManager* calls,
                                                           SandboxManager* sandboxes);
   // Stops listening, ends open requests, removes the sockets.
   virtual ~ApiServer() = default;
   // As bound: ports filled in.
   virtual const std::vector<std::string>& addresses() const = 0;
-  // Stops listening and ends what is open; the destructor does the rest. REQUIRES: CallManager::Detach was called,
-  // so that no stream waits for a call.
+  // Stops listening and ends what is open; the destructor does the rest. REQUIRES:
+  // CallManager::Detach was called, so that no stream waits for a call.
   virtual void Shutdown() = 0;
 };
 

@@ -23,14 +23,16 @@ using UnaryReactor = grpc::ServerUnaryReactor;
 absl::Status CheckPath(std::string_view field, const std::string& path) {
   if (path.empty()) return absl::InvalidArgumentError(fmt::format("{} is empty", field));
   if (path.size() > kPathBytesMax || path.find('\0') != std::string::npos) {
-    return absl::InvalidArgumentError(fmt::format("{} is longer than {} bytes or has a NUL", field, kPathBytesMax));
+    return absl::InvalidArgumentError(
+        fmt::format("{} is longer than {} bytes or has a NUL", field, kPathBytesMax));
   }
   return absl::OkStatus();
 }
 
 class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService {
  public:
-  SandboxServiceImpl(const Authorizer* authorizer, WorkerPool* verbs, CallManager* calls, SandboxManager* sandboxes)
+  SandboxServiceImpl(const Authorizer* authorizer, WorkerPool* verbs, CallManager* calls,
+                     SandboxManager* sandboxes)
       : authorizer_(authorizer), verbs_(verbs), calls_(calls), sandboxes_(sandboxes) {}
 
   // ---- sandboxes
@@ -38,70 +40,85 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
                        sandbox::CreateResponse* response) override {
     return Answer(context, response, [=, this] { return sandboxes_->Create(*request); });
   }
-  UnaryReactor* Get(Context* context, const sandbox::GetRequest* request, sandbox::Sandbox* response) override {
+  UnaryReactor* Get(Context* context, const sandbox::GetRequest* request,
+                    sandbox::Sandbox* response) override {
     return Answer(context, response, [=, this] { return sandboxes_->Get(request->sandbox_id()); });
   }
-  UnaryReactor* List(Context* context, const sandbox::ListRequest*, sandbox::ListResponse* response) override {
+  UnaryReactor* List(Context* context, const sandbox::ListRequest*,
+                     sandbox::ListResponse* response) override {
     return Answer(context, response, [=, this] { return sandboxes_->List(); });
   }
-  UnaryReactor* Stop(Context* context, const sandbox::StopRequest* request, sandbox::StopResponse* response) override {
+  UnaryReactor* Stop(Context* context, const sandbox::StopRequest* request,
+                     sandbox::StopResponse* response) override {
     return Do(context, [=, this]() -> absl::Status {
       ASSIGN_OR_RETURN(bool was_running, calls_->Stop(request->sandbox_id()));
       response->set_was_running(was_running);
       return absl::OkStatus();
     });
   }
-  UnaryReactor* Pause(Context* context, const sandbox::PauseRequest* request, sandbox::PauseResponse*) override {
+  UnaryReactor* Pause(Context* context, const sandbox::PauseRequest* request,
+                      sandbox::PauseResponse*) override {
     return Do(context, [=, this] { return sandboxes_->Pause(request->sandbox_id()); });
   }
-  UnaryReactor* Resume(Context* context, const sandbox::ResumeRequest* request, sandbox::ResumeResponse*) override {
+  UnaryReactor* Resume(Context* context, const sandbox::ResumeRequest* request,
+                       sandbox::ResumeResponse*) override {
     return Do(context, [=, this] { return sandboxes_->Resume(request->sandbox_id()); });
   }
 
   // ---- calls
-  grpc::ServerWriteReactor<sandbox::ExecuteEvent>* Execute(Context* context,
-                                                           const sandbox::ExecuteRequest* request) override {
-    if (absl::Status status = authorizer_->Check(*context); !status.ok()) return RefuseStream(status);
+  grpc::ServerWriteReactor<sandbox::ExecuteEvent>* Execute(
+      Context* context, const sandbox::ExecuteRequest* request) override {
+    if (absl::Status status = authorizer_->Check(*context); !status.ok())
+      return RefuseStream(status);
     return StreamCall(calls_->Execute(*request));
   }
-  grpc::ServerWriteReactor<sandbox::ExecuteEvent>* Attach(Context* context,
-                                                          const sandbox::AttachRequest* request) override {
-    if (absl::Status status = authorizer_->Check(*context); !status.ok()) return RefuseStream(status);
+  grpc::ServerWriteReactor<sandbox::ExecuteEvent>* Attach(
+      Context* context, const sandbox::AttachRequest* request) override {
+    if (absl::Status status = authorizer_->Check(*context); !status.ok())
+      return RefuseStream(status);
     return StreamCall(calls_->Attach(request->call_id()));
   }
   UnaryReactor* WriteStdin(Context* context, const sandbox::WriteStdinRequest* request,
                            sandbox::WriteStdinResponse*) override {
     return Do(context, [=, this] { return calls_->WriteStdin(*request); });
   }
-  UnaryReactor* Signal(Context* context, const sandbox::SignalRequest* request, sandbox::SignalResponse*) override {
+  UnaryReactor* Signal(Context* context, const sandbox::SignalRequest* request,
+                       sandbox::SignalResponse*) override {
     return Do(context, [=, this] { return calls_->Signal(*request); });
   }
   UnaryReactor* ListCalls(Context* context, const sandbox::ListCallsRequest* request,
                           sandbox::ListCallsResponse* response) override {
-    return Answer(context, response, [=, this] { return calls_->ListCalls(request->sandbox_id()); });
+    return Answer(context, response,
+                  [=, this] { return calls_->ListCalls(request->sandbox_id()); });
   }
 
   // ---- files
-  grpc::ServerWriteReactor<sandbox::FileChunk>* ReadFile(Context* context,
-                                                         const sandbox::ReadFileRequest* request) override {
+  grpc::ServerWriteReactor<sandbox::FileChunk>* ReadFile(
+      Context* context, const sandbox::ReadFileRequest* request) override {
     absl::Status allowed = authorizer_->Check(*context);
-    return StreamFileOut(verbs_, [=, this](const std::function<absl::Status(std::string_view)>& chunk) -> absl::Status {
-      RETURN_IF_ERROR(allowed);
-      return WithFiles(request->sandbox_id(), {{"path", request->path()}}, [&](const SandboxManager::Lease& lease) {
-        return lease.substrate->ReadFile(lease.ref(), request->path(), chunk);
-      });
-    });
-  }
-  grpc::ServerReadReactor<sandbox::WriteFileRequest>* WriteFile(Context* context,
-                                                                sandbox::WriteFileResponse* response) override {
-    return StreamFileIn(
-        verbs_, response, authorizer_->Check(*context),
-        [this](const sandbox::WriteFileRequest& first, const std::function<absl::StatusOr<std::string>()>& next) {
-          return WithFiles(first.sandbox_id(), {{"path", first.path()}}, [&](const SandboxManager::Lease& lease) {
-            uint32_t mode = first.mode() == 0 ? 0644 : first.mode() & 07777;
-            return lease.substrate->WriteFile(lease.ref(), first.path(), mode, next);
-          });
+    return StreamFileOut(
+        verbs_,
+        [=, this](const std::function<absl::Status(std::string_view)>& chunk) -> absl::Status {
+          RETURN_IF_ERROR(allowed);
+          return WithFiles(request->sandbox_id(), {{"path", request->path()}},
+                           [&](const SandboxManager::Lease& lease) {
+                             return lease.substrate->ReadFile(lease.ref(), request->path(), chunk);
+                           });
         });
+  }
+  grpc::ServerReadReactor<sandbox::WriteFileRequest>* WriteFile(
+      Context* context, sandbox::WriteFileResponse* response) override {
+    return StreamFileIn(verbs_, response, authorizer_->Check(*context),
+                        [this](const sandbox::WriteFileRequest& first,
+                               const std::function<absl::StatusOr<std::string>()>& next) {
+                          return WithFiles(first.sandbox_id(), {{"path", first.path()}},
+                                           [&](const SandboxManager::Lease& lease) {
+                                             uint32_t mode =
+                                                 first.mode() == 0 ? 0644 : first.mode() & 07777;
+                                             return lease.substrate->WriteFile(
+                                                 lease.ref(), first.path(), mode, next);
+                                           });
+                        });
   }
   UnaryReactor* ListDir(Context* context, const sandbox::ListDirRequest* request,
                         sandbox::ListDirResponse* response) override {
@@ -110,21 +127,25 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
                        [&](const SandboxManager::Lease& lease) -> absl::Status {
                          ASSIGN_OR_RETURN(std::vector<sandbox::FileInfo> entries,
                                           lease.substrate->ListDir(lease.ref(), request->path()));
-                         std::sort(entries.begin(), entries.end(),
-                                   [](const auto& a, const auto& b) { return a.name() < b.name(); });
+                         std::sort(
+                             entries.begin(), entries.end(),
+                             [](const auto& a, const auto& b) { return a.name() < b.name(); });
                          response->mutable_entries()->Assign(entries.begin(), entries.end());
                          return absl::OkStatus();
                        });
     });
   }
-  UnaryReactor* MakeDir(Context* context, const sandbox::MakeDirRequest* request, sandbox::MakeDirResponse*) override {
+  UnaryReactor* MakeDir(Context* context, const sandbox::MakeDirRequest* request,
+                        sandbox::MakeDirResponse*) override {
     return Do(context, [=, this] {
-      return WithFiles(request->sandbox_id(), {{"path", request->path()}}, [&](const SandboxManager::Lease& lease) {
-        return lease.substrate->MakeDir(lease.ref(), request->path());
-      });
+      return WithFiles(request->sandbox_id(), {{"path", request->path()}},
+                       [&](const SandboxManager::Lease& lease) {
+                         return lease.substrate->MakeDir(lease.ref(), request->path());
+                       });
     });
   }
-  UnaryReactor* Move(Context* context, const sandbox::MoveRequest* request, sandbox::MoveResponse*) override {
+  UnaryReactor* Move(Context* context, const sandbox::MoveRequest* request,
+                     sandbox::MoveResponse*) override {
     return Do(context, [=, this] {
       return WithFiles(request->sandbox_id(), {{"from", request->from()}, {"to", request->to()}},
                        [&](const SandboxManager::Lease& lease) {
@@ -132,11 +153,13 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
                        });
     });
   }
-  UnaryReactor* Remove(Context* context, const sandbox::RemoveRequest* request, sandbox::RemoveResponse*) override {
+  UnaryReactor* Remove(Context* context, const sandbox::RemoveRequest* request,
+                       sandbox::RemoveResponse*) override {
     return Do(context, [=, this] {
-      return WithFiles(request->sandbox_id(), {{"path", request->path()}}, [&](const SandboxManager::Lease& lease) {
-        return lease.substrate->Remove(lease.ref(), request->path());
-      });
+      return WithFiles(request->sandbox_id(), {{"path", request->path()}},
+                       [&](const SandboxManager::Lease& lease) {
+                         return lease.substrate->Remove(lease.ref(), request->path());
+                       });
     });
   }
 
@@ -144,7 +167,8 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   UnaryReactor* ListTiers(Context* context, const sandbox::ListTiersRequest*,
                           sandbox::ListTiersResponse* response) override {
     return Do(context, [=, this] {
-      for (const auto& [tier, substrate] : sandboxes_->tiers()) *response->add_tiers() = substrate->Describe();
+      for (const auto& [tier, substrate] : sandboxes_->tiers())
+        *response->add_tiers() = substrate->Describe();
       return absl::OkStatus();
     });
   }
@@ -162,7 +186,8 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     return Do(context, [=, this]() -> absl::Status {
       ASSIGN_OR_RETURN(Substrate * substrate, ImageTier());
       ASSIGN_OR_RETURN(std::vector<sandbox::Image> images, substrate->ListImages());
-      std::sort(images.begin(), images.end(), [](const auto& a, const auto& b) { return a.name() < b.name(); });
+      std::sort(images.begin(), images.end(),
+                [](const auto& a, const auto& b) { return a.name() < b.name(); });
       response->mutable_images()->Assign(images.begin(), images.end());
       return absl::OkStatus();
     });
@@ -184,8 +209,10 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     UnaryReactor* reactor = context->DefaultReactor();
     if (absl::Status status = authorizer_->Check(*context); !status.ok()) {
       reactor->Finish(ToGrpc(status));
-    } else if (!verbs_->TryPost([reactor, work = std::move(work)] { reactor->Finish(ToGrpc(work())); })) {
-      reactor->Finish(ToGrpc(absl::UnavailableError("too many requests wait, or sandboxd is stopping: try again")));
+    } else if (!verbs_->TryPost(
+                   [reactor, work = std::move(work)] { reactor->Finish(ToGrpc(work())); })) {
+      reactor->Finish(ToGrpc(
+          absl::UnavailableError("too many requests wait, or sandboxd is stopping: try again")));
     }
     return reactor;
   }
@@ -205,7 +232,8 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   }
   static absl::Status CheckImageName(const std::string& name) {
     if (name.empty() || name.size() > kNameBytesMax ||
-        name.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-/:@") !=
+        name.find_first_not_of(
+            "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-/:@") !=
             std::string::npos) {
       return absl::InvalidArgumentError(
           fmt::format("name must have 1 to {} of the characters [A-Za-z0-9._-/:@]", kNameBytesMax));
@@ -216,7 +244,8 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   absl::StatusOr<Substrate*> ImageTier() const {
     auto found = sandboxes_->tiers().find(sandbox::TIER_CONTAINER);
     if (found != sandboxes_->tiers().end()) return found->second;
-    return absl::UnimplementedError("images belong to the container tier, which is turned off (--containerd)");
+    return absl::UnimplementedError(
+        "images belong to the container tier, which is turned off (--containerd)");
   }
 
   const Authorizer* const authorizer_;
@@ -227,8 +256,8 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeSandboxService(const Authorizer* authorizer, WorkerPool* verbs, CallManager* calls,
-                                                  SandboxManager* sandboxes) {
+std::unique_ptr<grpc::Service> MakeSandboxService(const Authorizer* authorizer, WorkerPool* verbs,
+                                                  CallManager* calls, SandboxManager* sandboxes) {
   return std::make_unique<SandboxServiceImpl>(authorizer, verbs, calls, sandboxes);
 }
 

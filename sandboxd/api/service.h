@@ -1,4 +1,5 @@
-// SandboxService on the managers: every verb checks who calls, leaves gRPC's thread, and answers with one status.
+// SandboxService on the managers: every verb checks who calls, leaves gRPC's thread, and answers
+// with one status.
 #pragma once
 
 #include <memory>
@@ -13,7 +14,7 @@
 namespace reprise::sandboxd {
 
 // All outlive the service.
-std::unique_ptr<grpc::Service> MakeSandboxService(const Authorizer* authorizer, WorkerPool* verbs, CallManager* calls,
-                                                  SandboxManager* sandboxes);
+std::unique_ptr<grpc::Service> MakeSandboxService(const Authorizer* authorizer, WorkerPool* verbs,
+                                                  CallManager* calls, SandboxManager* sandboxes);
 
 }  // namespace reprise::sandboxd

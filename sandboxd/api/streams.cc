@@ -59,7 +59,8 @@ class FileOutReactor final : public grpc::ServerWriteReactor<sandbox::FileChunk>
     auto work = [this, read = std::move(read)] {
       Finish(ToGrpc(read([this](std::string_view data) { return Send(data); })));
     };
-    if (!verbs->TryPost(std::move(work))) Finish(ToGrpc(absl::UnavailableError("no thread is free: try again")));
+    if (!verbs->TryPost(std::move(work)))
+      Finish(ToGrpc(absl::UnavailableError("no thread is free: try again")));
   }
 
   void OnWriteDone(bool ok) override {
@@ -100,7 +101,8 @@ class FileOutReactor final : public grpc::ServerWriteReactor<sandbox::FileChunk>
 
 class FileInReactor final : public grpc::ServerReadReactor<sandbox::WriteFileRequest> {
  public:
-  FileInReactor(WorkerPool* verbs, sandbox::WriteFileResponse* response, const absl::Status& refused, WriteBody write)
+  FileInReactor(WorkerPool* verbs, sandbox::WriteFileResponse* response,
+                const absl::Status& refused, WriteBody write)
       : response_(response) {
     if (!refused.ok()) {
       Finish(ToGrpc(refused));
@@ -185,8 +187,9 @@ grpc::ServerWriteReactor<sandbox::ExecuteEvent>* RefuseStream(const absl::Status
 grpc::ServerWriteReactor<sandbox::FileChunk>* StreamFileOut(WorkerPool* verbs, ReadBody read) {
   return new FileOutReactor(verbs, std::move(read));
 }
-grpc::ServerReadReactor<sandbox::WriteFileRequest>* StreamFileIn(WorkerPool* verbs, sandbox::WriteFileResponse* response,
-                                                                 const absl::Status& refused, WriteBody write) {
+grpc::ServerReadReactor<sandbox::WriteFileRequest>* StreamFileIn(
+    WorkerPool* verbs, sandbox::WriteFileResponse* response, const absl::Status& refused,
+    WriteBody write) {
   return new FileInReactor(verbs, response, refused, std::move(write));
 }
 

@@ -1,5 +1,6 @@
-// The streaming verbs as gRPC reactors: events of a call, a file out of a sandbox, a file into one. Events need no
-// thread while they wait, so a thousand callers may wait for their calls; files hold one thread of the verb pool each.
+// The streaming verbs as gRPC reactors: events of a call, a file out of a sandbox, a file into one.
+// Events need no thread while they wait, so a thousand callers may wait for their calls; files hold
+// one thread of the verb pool each.
 #pragma once
 
 #include <functional>
@@ -24,15 +25,19 @@ grpc::ServerWriteReactor<sandbox::ExecuteEvent>* StreamCall(std::shared_ptr<Call
 // Ends with `status` at once.
 grpc::ServerWriteReactor<sandbox::ExecuteEvent>* RefuseStream(const absl::Status& status);
 
-// `read` runs on `verbs` and hands over the file piece by piece; it is stopped by an error when the client goes.
-using ReadBody = std::function<absl::Status(const std::function<absl::Status(std::string_view)>& chunk)>;
+// `read` runs on `verbs` and hands over the file piece by piece; it is stopped by an error when the
+// client goes.
+using ReadBody =
+    std::function<absl::Status(const std::function<absl::Status(std::string_view)>& chunk)>;
 grpc::ServerWriteReactor<sandbox::FileChunk>* StreamFileOut(WorkerPool* verbs, ReadBody read);
 
 // `write` runs on `verbs` with the first message, and pulls data until "".
-using WriteBody = std::function<absl::Status(const sandbox::WriteFileRequest& first,
-                                             const std::function<absl::StatusOr<std::string>()>& next)>;
+using WriteBody =
+    std::function<absl::Status(const sandbox::WriteFileRequest& first,
+                               const std::function<absl::StatusOr<std::string>()>& next)>;
 // `refused` not OK ends it at once.
-grpc::ServerReadReactor<sandbox::WriteFileRequest>* StreamFileIn(WorkerPool* verbs, sandbox::WriteFileResponse* response,
-                                                                 const absl::Status& refused, WriteBody write);
+grpc::ServerReadReactor<sandbox::WriteFileRequest>* StreamFileIn(
+    WorkerPool* verbs, sandbox::WriteFileResponse* response, const absl::Status& refused,
+    WriteBody write);
 
 }  // namespace reprise::sandboxd

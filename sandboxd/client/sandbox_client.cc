@@ -20,6 +20,12 @@ namespace {
 constexpr int kMessageBytesMax = 64 << 20;
 constexpr int kReconnectMinMs = 20, kReconnectMaxMs = 500;
 
+// Nobody but Shutdown cancels here: CANCELLED without it comes from a daemon that ended.
+bool MayTryAgain(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+         status.error_code() == grpc::StatusCode::CANCELLED;
+}
+
 absl::Status FromGrpc(const grpc::Status& status, const std::string& address) {
   if (status.ok()) return absl::OkStatus();
   std::string text = status.error_message();
@@ -29,22 +35,18 @@ absl::Status FromGrpc(const grpc::Status& status, const std::string& address) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), text);
 }
 
-// The end of a stream, and how far it has come.
+// The end of one stream of output, as one attempt received it.
 struct Tail {
   std::string data;
-  uint64_t next = 0;  // first byte not seen yet
-  bool cut = false;
+  uint64_t next = 0;  // first byte not received yet
+  bool cut = false;   // data is not all of it
 
-  // What of a piece is new; "" when all of it was seen.
-  std::string_view Take(uint64_t offset, std::string_view piece, size_t bytes_max) {
-    if (offset + piece.size() <= next) return {};
-    if (offset < next) piece.remove_prefix(next - offset);
+  void Take(uint64_t offset, std::string_view piece, size_t bytes_max) {
     cut = cut || offset > next;  // dropped by the daemon's cap
-    next = std::max(next, offset) + piece.size();
+    next = offset + piece.size();
     data.append(piece);
     // Cut only now and then: erasing from the front costs the length of the rest.
     if (data.size() > 2 * bytes_max) Trim(bytes_max);
-    return piece;
   }
   void Trim(size_t bytes_max) {
     if (data.size() <= bytes_max) return;
@@ -53,29 +55,64 @@ struct Tail {
   }
 };
 
+// Passes output on, each byte once over all attempts.
+class Forwarder {
+ public:
+  explicit Forwarder(const SandboxClient::OnOutput& to) : to_(to) {}
+  void Take(const sandbox::Output& output) {
+    uint64_t& next = output.stream() == sandbox::STREAM_STDERR ? err_next_ : out_next_;
+    std::string_view data = output.data();
+    if (to_ == nullptr || output.offset() + data.size() <= next) return;
+    if (output.offset() < next) data.remove_prefix(next - output.offset());
+    next = output.offset() + output.data().size();
+    to_(output.stream(), next - data.size(), data);
+  }
+
+ private:
+  const SandboxClient::OnOutput& to_;
+  uint64_t out_next_ = 0, err_next_ = 0;
+};
+
 class SandboxClientImpl final : public SandboxClient {
  public:
   SandboxClientImpl(ClientOptions options, std::shared_ptr<grpc::Channel> channel)
       : options_(std::move(options)), stub_(sandbox::SandboxService::NewStub(std::move(channel))) {}
 
-  absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request, absl::Time deadline) override {
-    if (request.sandbox_id().empty()) request.set_sandbox_id(fmt::format("sb-{}", base::RandomHex(8)));
+  absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request,
+                                                 absl::Time deadline) override {
+    if (request.sandbox_id().empty())
+      request.set_sandbox_id(fmt::format("sb-{}", base::RandomHex(8)));
     return Unary<sandbox::CreateResponse>(deadline, [&](auto* context, auto* response) {
       return stub_->Create(context, request, response);
     });
   }
-  absl::StatusOr<sandbox::Sandbox> Get(const std::string& sandbox_id, absl::Time deadline) override {
+  absl::StatusOr<sandbox::Sandbox> Get(const std::string& sandbox_id,
+                                       absl::Time deadline) override {
     sandbox::GetRequest request;
     request.set_sandbox_id(sandbox_id);
     return Unary<sandbox::Sandbox>(deadline, [&](auto* context, auto* response) {
       return stub_->Get(context, request, response);
     });
   }
-  absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id, absl::Time deadline) override {
+  absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id,
+                                             absl::Time deadline) override {
     sandbox::StopRequest request;
     request.set_sandbox_id(sandbox_id);
     return Unary<sandbox::StopResponse>(deadline, [&](auto* context, auto* response) {
       return stub_->Stop(context, request, response);
+    });
+  }
+  absl::StatusOr<sandbox::ListResponse> List(absl::Time deadline) override {
+    return Unary<sandbox::ListResponse>(deadline, [&](auto* context, auto* response) {
+      return stub_->List(context, sandbox::ListRequest(), response);
+    });
+  }
+  absl::StatusOr<sandbox::ListCallsResponse> ListCalls(const std::string& sandbox_id,
+                                                       absl::Time deadline) override {
+    sandbox::ListCallsRequest request;
+    request.set_sandbox_id(sandbox_id);
+    return Unary<sandbox::ListCallsResponse>(deadline, [&](auto* context, auto* response) {
+      return stub_->ListCalls(context, request, response);
     });
   }
   absl::StatusOr<sandbox::ListTiersResponse> ListTiers(absl::Time deadline) override {
@@ -87,43 +124,29 @@ class SandboxClientImpl final : public SandboxClient {
     sandbox::SignalRequest request;
     request.set_call_id(call_id);
     request.set_cancel(true);
-    return Unary<sandbox::SignalResponse>(deadline, [&](auto* context, auto* response) {
-             return stub_->Signal(context, request, response);
-           })
+    return Unary<sandbox::SignalResponse>(deadline,
+                                          [&](auto* context, auto* response) {
+                                            return stub_->Signal(context, request, response);
+                                          })
         .status();
   }
 
   absl::StatusOr<Finished> ExecuteToEnd(sandbox::ExecuteRequest request, absl::Time deadline,
                                         const OnOutput& on_output) override {
     if (request.call_id().empty()) request.set_call_id(fmt::format("call-{}", base::RandomHex(16)));
-    Tail out, err;
+    Forwarder forwarder(on_output);
     Finished finished;
-    finished.call_id = request.call_id();
-    RETURN_IF_ERROR(Retry(deadline, [&](grpc::ClientContext* context) -> grpc::Status {
-      auto reader = stub_->Execute(context, request);
-      sandbox::ExecuteEvent event;
-      bool ended = false;
-      while (reader->Read(&event)) {
-        if (event.has_output()) {
-          const sandbox::Output& output = event.output();
-          Tail& tail = output.stream() == sandbox::STREAM_STDERR ? err : out;
-          uint64_t end = output.offset() + output.data().size();
-          std::string_view fresh = tail.Take(output.offset(), output.data(), options_.output_bytes_max);
-          if (!fresh.empty() && on_output != nullptr) on_output(output.stream(), end - fresh.size(), fresh);
-        } else if (event.has_result()) {
-          finished.result = std::move(*event.mutable_result());
-          ended = true;
-        }
-      }
-      grpc::Status status = reader->Finish();
-      if (status.ok() && !ended) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the stream ended without a result");
-      return status;
-    }));
-    out.Trim(options_.output_bytes_max);
-    err.Trim(options_.output_bytes_max);
-    finished.output_cut = out.cut || err.cut;
-    finished.out = std::move(out.data);
-    finished.err = std::move(err.data);
+    auto attempt = [&](grpc::ClientContext* context) {
+      return Collect(context, request, &forwarder, &finished);
+    };
+    RETURN_IF_ERROR(Retry(deadline, attempt));
+    // What the journal dropped was perhaps still seen live: take the journal's answer, which is the
+    // same for everybody who asks, now and later.
+    if (finished.result.truncated() && !finished.result.replayed()) {
+      sandbox::Result first = std::move(finished.result);
+      RETURN_IF_ERROR(Retry(deadline, attempt));
+      finished.result = std::move(first);
+    }
     return finished;
   }
 
@@ -134,6 +157,39 @@ class SandboxClientImpl final : public SandboxClient {
   }
 
  private:
+  // One attempt. It starts over, at byte 0: a call that its caller allowed to run again may write
+  // something else the second time.
+  grpc::Status Collect(grpc::ClientContext* context, const sandbox::ExecuteRequest& request,
+                       Forwarder* forwarder, Finished* finished) {
+    Tail out, err;
+    bool ended = false;
+    auto reader = stub_->Execute(context, request);
+    sandbox::ExecuteEvent event;
+    while (reader->Read(&event)) {
+      if (event.has_output()) {
+        const sandbox::Output& output = event.output();
+        (output.stream() == sandbox::STREAM_STDERR ? err : out)
+            .Take(output.offset(), output.data(), options_.output_bytes_max);
+        forwarder->Take(output);
+      } else if (event.has_result()) {
+        finished->result = std::move(*event.mutable_result());
+        ended = true;
+      }
+    }
+    grpc::Status status = reader->Finish();
+    if (!status.ok()) return status;
+    if (!ended) {
+      return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the stream ended without a result");
+    }
+    out.Trim(options_.output_bytes_max);
+    err.Trim(options_.output_bytes_max);
+    finished->call_id = request.call_id();
+    finished->output_cut = out.cut || err.cut;
+    finished->out = std::move(out.data);
+    finished->err = std::move(err.data);
+    return status;
+  }
+
   template <typename Response, typename Call>
   absl::StatusOr<Response> Unary(absl::Time deadline, Call call) {
     Response response;
@@ -144,12 +200,14 @@ class SandboxClientImpl final : public SandboxClient {
     return response;
   }
 
-  absl::Status Retry(absl::Time deadline, const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
+  absl::Status Retry(absl::Time deadline,
+                     const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
     absl::Duration backoff = options_.backoff_min;
     while (true) {
       grpc::ClientContext context;
       context.set_deadline(absl::ToChronoTime(deadline));
-      if (!options_.token.empty()) context.AddMetadata("authorization", fmt::format("Bearer {}", options_.token));
+      if (!options_.token.empty())
+        context.AddMetadata("authorization", fmt::format("Bearer {}", options_.token));
       {
         absl::MutexLock lock(&mutex_);
         if (down_) return absl::CancelledError("the client was shut down");
@@ -158,7 +216,7 @@ class SandboxClientImpl final : public SandboxClient {
       grpc::Status status = attempt(&context);
       absl::MutexLock lock(&mutex_);
       open_.erase(&context);
-      if (status.error_code() != grpc::StatusCode::UNAVAILABLE || absl::Now() + backoff >= deadline) {
+      if (down_ || !MayTryAgain(status) || absl::Now() + backoff >= deadline) {
         return FromGrpc(status, options_.address);
       }
       if (mutex_.AwaitWithTimeout(absl::Condition(&down_), backoff)) continue;
@@ -175,8 +233,10 @@ class SandboxClientImpl final : public SandboxClient {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<SandboxClient>> SandboxClient::Connect(const ClientOptions& options) {
-  if (options.address.empty()) return absl::InvalidArgumentError("the address of sandboxd is empty");
+absl::StatusOr<std::unique_ptr<SandboxClient>> SandboxClient::Connect(
+    const ClientOptions& options) {
+  if (options.address.empty())
+    return absl::InvalidArgumentError("the address of sandboxd is empty");
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
   arguments.SetMaxSendMessageSize(kMessageBytesMax);
@@ -186,7 +246,8 @@ absl::StatusOr<std::unique_ptr<SandboxClient>> SandboxClient::Connect(const Clie
   // Its own connection: another client's backoff must not delay this one's.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return std::make_unique<SandboxClientImpl>(
-      options, grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments));
+      options,
+      grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments));
 }
 
 }  // namespace reprise::sandboxd

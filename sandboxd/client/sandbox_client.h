@@ -1,6 +1,7 @@
-// A blocking client of sandboxd for C++ programs, with the one thing that callers get wrong by hand: trying again.
-// A daemon that restarts answers UNAVAILABLE for a while; because a call_id runs at most once, sending the same
-// request again is always safe, and the answer is the one that the first try would have had.
+// A blocking client of sandboxd for C++ programs, with the one thing that callers get wrong by
+// hand: trying again. A daemon that restarts answers UNAVAILABLE for a while; because a call_id
+// runs at most once, sending the same request again is always safe, and the answer is the one that
+// the first try would have had.
 #pragma once
 
 #include <cstdint>
@@ -31,27 +32,37 @@ class SandboxClient {
   static absl::StatusOr<std::unique_ptr<SandboxClient>> Connect(const ClientOptions& options);
   virtual ~SandboxClient() = default;
 
-  // Each retries UNAVAILABLE until `deadline`, then gives back the last error. A Create without an id gets one here,
-  // so that its retry finds what it made.
-  virtual absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request, absl::Time deadline) = 0;
-  virtual absl::StatusOr<sandbox::Sandbox> Get(const std::string& sandbox_id, absl::Time deadline) = 0;
-  virtual absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id, absl::Time deadline) = 0;
+  // Each retries UNAVAILABLE until `deadline`, then gives back the last error. A Create without an
+  // id gets one here, so that its retry finds what it made.
+  virtual absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request,
+                                                         absl::Time deadline) = 0;
+  virtual absl::StatusOr<sandbox::Sandbox> Get(const std::string& sandbox_id,
+                                               absl::Time deadline) = 0;
+  virtual absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id,
+                                                     absl::Time deadline) = 0;
+  virtual absl::StatusOr<sandbox::ListResponse> List(absl::Time deadline) = 0;
+  virtual absl::StatusOr<sandbox::ListCallsResponse> ListCalls(const std::string& sandbox_id,
+                                                               absl::Time deadline) = 0;
   virtual absl::StatusOr<sandbox::ListTiersResponse> ListTiers(absl::Time deadline) = 0;
   virtual absl::Status Cancel(const std::string& call_id, absl::Time deadline) = 0;
 
   struct Finished {
     std::string call_id;
-    sandbox::Result result;        // replayed is set when the journal answered
-    std::string out, err;          // the last output_bytes_max bytes of each stream
-    bool output_cut = false;       // out or err is not all that was sent
+    sandbox::Result result;  // replayed is set when the journal answered
+    std::string out, err;    // the last output_bytes_max bytes of each stream that the journal kept
+    bool output_cut = false;  // out or err is not all that was sent
   };
-  // Output as it comes, each byte once and in order per stream, whatever is tried again.
-  using OnOutput = std::function<void(sandbox::Stream stream, uint64_t offset, std::string_view data)>;
-  // Runs a call to its end. A request without a call_id gets one here, so that a retry is the same call.
-  // DEADLINE_EXCEEDED: the call goes on; send the same request again to get its result.
-  virtual absl::StatusOr<Finished> ExecuteToEnd(sandbox::ExecuteRequest request, absl::Time deadline,
+  // Output as it comes, each byte once and in order per stream, whatever is tried again. After an
+  // INTERRUPT_POLICY_RERUN the two runs are not told apart: take Finished where that matters.
+  using OnOutput =
+      std::function<void(sandbox::Stream stream, uint64_t offset, std::string_view data)>;
+  // Runs a call to its end. A request without a call_id gets one here, so that a retry is the same
+  // call. DEADLINE_EXCEEDED: the call goes on; send the same request again to get its result.
+  virtual absl::StatusOr<Finished> ExecuteToEnd(sandbox::ExecuteRequest request,
+                                                absl::Time deadline,
                                                 const OnOutput& on_output = nullptr) = 0;
-  // Ends every request that waits, with CANCELLED, from any thread; the client is of no use afterwards.
+  // Ends every request that waits, with CANCELLED, from any thread; the client is of no use
+  // afterwards.
   virtual void Shutdown() = 0;
 };
 

@@ -9,7 +9,8 @@ namespace reprise::sandboxd {
 
 class ScriptedSubstrate::Handle final : public RunningCall {
  public:
-  Handle(ScriptedSubstrate* substrate, std::shared_ptr<Job> job) : substrate_(substrate), job_(std::move(job)) {}
+  Handle(ScriptedSubstrate* substrate, std::shared_ptr<Job> job)
+      : substrate_(substrate), job_(std::move(job)) {}
   ~Handle() override {
     std::shared_ptr<CallSink> sink;
     absl::MutexLock lock(&substrate_->mutex_);
@@ -50,7 +51,21 @@ void ScriptedSubstrate::WaitStarted(const std::string& call_id) {
   mutex_.Await(absl::Condition(&started));
 }
 
-void ScriptedSubstrate::Emit(const std::string& call_id, sandbox::Stream stream, const std::string& data) {
+void ScriptedSubstrate::WaitReleased(const std::string& call_id) {
+  absl::MutexLock lock(&mutex_);
+  auto released = [&]() { return jobs_.count(call_id) != 0 && jobs_.at(call_id)->released; };
+  mutex_.Await(absl::Condition(&released));
+}
+
+void ScriptedSubstrate::WaitAcknowledged(const std::string& call_id, sandbox::Stream stream,
+                                         uint64_t upto) {
+  absl::MutexLock lock(&mutex_);
+  auto acknowledged = [&]() { return jobs_.at(call_id)->acknowledged[stream] >= upto; };
+  mutex_.Await(absl::Condition(&acknowledged));
+}
+
+void ScriptedSubstrate::Emit(const std::string& call_id, sandbox::Stream stream,
+                             const std::string& data) {
   std::shared_ptr<CallSink> sink;
   uint64_t offset;
   {
@@ -97,6 +112,10 @@ int ScriptedSubstrate::reserved() const {
   absl::MutexLock lock(&mutex_);
   return static_cast<int>(reserved_.size());
 }
+int ScriptedSubstrate::creates() const {
+  absl::MutexLock lock(&mutex_);
+  return creates_;
+}
 int ScriptedSubstrate::stops() const {
   absl::MutexLock lock(&mutex_);
   return stops_;
@@ -140,10 +159,11 @@ sandbox::TierInfo ScriptedSubstrate::Describe() {
   limits->set_open_files(64);
   return info;
 }
-absl::StatusOr<std::string> ScriptedSubstrate::CreateSandbox(const std::string& id, const sandbox::SandboxSpec&,
-                                                             std::vector<sandbox::StepTime>* steps) {
+absl::StatusOr<std::string> ScriptedSubstrate::CreateSandbox(
+    const std::string& id, const sandbox::SandboxSpec&, std::vector<sandbox::StepTime>* steps) {
   absl::MutexLock lock(&mutex_);
   if (!create_.ok()) return create_;
+  ++creates_;
   sandbox::StepTime step;
   step.set_step("script");
   steps->push_back(step);
@@ -174,12 +194,13 @@ void ScriptedSubstrate::Unreserve(const std::string& placement) {
   reserved_.erase(placement);
 }
 
-absl::StatusOr<std::unique_ptr<RunningCall>> ScriptedSubstrate::Start(const SandboxRef&, const std::string& placement,
-                                                                      const sandbox::ExecuteRequest& request,
-                                                                      std::unique_ptr<CallSink> sink) {
+absl::StatusOr<std::unique_ptr<RunningCall>> ScriptedSubstrate::Start(
+    const SandboxRef&, const std::string& placement, const sandbox::ExecuteRequest& request,
+    std::unique_ptr<CallSink> sink) {
   absl::MutexLock lock(&mutex_);
   if (!start_.ok()) return start_;
-  if (reserved_.count(placement) == 0) return absl::InternalError("not a reservation: " + placement);
+  if (reserved_.count(placement) == 0)
+    return absl::InternalError("not a reservation: " + placement);
   auto job = std::make_shared<Job>();
   job->placement = placement;
   job->request = request;
@@ -192,8 +213,9 @@ absl::StatusOr<std::unique_ptr<RunningCall>> ScriptedSubstrate::Start(const Sand
   return std::make_unique<Handle>(this, job);
 }
 
-Attachment ScriptedSubstrate::Reattach(const SandboxRef&, const std::string& placement, const std::string& call_id,
-                                       OutputPosition from, std::unique_ptr<CallSink>& sink) {
+Attachment ScriptedSubstrate::Reattach(const SandboxRef&, const std::string& placement,
+                                       const std::string& call_id, OutputPosition from,
+                                       std::unique_ptr<CallSink>& sink) {
   Attachment attachment;
   std::shared_ptr<Job> job;
   std::shared_ptr<CallSink> target;
@@ -201,7 +223,8 @@ Attachment ScriptedSubstrate::Reattach(const SandboxRef&, const std::string& pla
     absl::MutexLock lock(&mutex_);
     auto found = jobs_.find(call_id);
     if (found == jobs_.end() || found->second->placement != placement) {
-      attachment.state = reserved_.count(placement) != 0 ? AttachState::kNeverStarted : AttachState::kLost;
+      attachment.state =
+          reserved_.count(placement) != 0 ? AttachState::kNeverStarted : AttachState::kLost;
       attachment.reason = "its supervisor is gone";
       return attachment;
     }
@@ -212,7 +235,8 @@ Attachment ScriptedSubstrate::Reattach(const SandboxRef&, const std::string& pla
   attachment.call = std::make_unique<Handle>(this, job);
   for (auto [stream, offset] : {std::pair{sandbox::STREAM_STDOUT, from.stdout_offset},
                                 std::pair{sandbox::STREAM_STDERR, from.stderr_offset}}) {
-    if (offset < job->output[stream].size()) target->OnOutput(stream, offset, job->output[stream].substr(offset));
+    if (offset < job->output[stream].size())
+      target->OnOutput(stream, offset, job->output[stream].substr(offset));
   }
   if (job->ended) target->OnEnd(job->result);
   return attachment;

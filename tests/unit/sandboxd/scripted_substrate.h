@@ -1,5 +1,5 @@
-// A tier whose calls do what a test says, when it says so. It stands for the supervisors too: it outlives the
-// managers, keeps what was not acknowledged, and can be asked again after a "restart".
+// A tier whose calls do what a test says, when it says so. It stands for the supervisors too: it
+// outlives the managers, keeps what was not acknowledged, and can be asked again after a "restart".
 #pragma once
 
 #include <map>
@@ -18,9 +18,14 @@ class ScriptedSubstrate final : public Substrate {
   // ---- script
   // Waits until the call was started here.
   void WaitStarted(const std::string& call_id);
+  // Waits until the journal has told that it has the call's RESULT.
+  void WaitReleased(const std::string& call_id);
+  // Waits until the journal has told that it has `upto` bytes of output.
+  void WaitAcknowledged(const std::string& call_id, sandbox::Stream stream, uint64_t upto);
   // As the call would write and end, on the thread of the test. Also while nobody is attached.
   void Emit(const std::string& call_id, sandbox::Stream stream, const std::string& data);
-  void End(const std::string& call_id, sandbox::Outcome outcome = sandbox::OUTCOME_EXITED, int exit_code = 0);
+  void End(const std::string& call_id, sandbox::Outcome outcome = sandbox::OUTCOME_EXITED,
+           int exit_code = 0);
   void Forget(const std::string& call_id);  // its owner died without a trace
   void FailCreate(absl::Status status) { Set(&create_, status); }
   void FailRecover(absl::Status status) { Set(&recover_, status); }
@@ -32,6 +37,7 @@ class ScriptedSubstrate final : public Substrate {
   // ---- what was seen
   int starts(const std::string& call_id) const;
   int reserved() const;  // reservations neither used nor given back
+  int creates() const;
   int stops() const;
   int thaws() const;
   uint64_t acknowledged(const std::string& call_id, sandbox::Stream stream) const;
@@ -51,11 +57,13 @@ class ScriptedSubstrate final : public Substrate {
   absl::Status ResumeSandbox(const SandboxRef& sandbox) override;
   absl::StatusOr<std::string> Reserve(const SandboxRef& sandbox) override;
   void Unreserve(const std::string& placement) override;
-  absl::StatusOr<std::unique_ptr<RunningCall>> Start(const SandboxRef& sandbox, const std::string& placement,
+  absl::StatusOr<std::unique_ptr<RunningCall>> Start(const SandboxRef& sandbox,
+                                                     const std::string& placement,
                                                      const sandbox::ExecuteRequest& request,
                                                      std::unique_ptr<CallSink> sink) override;
-  Attachment Reattach(const SandboxRef& sandbox, const std::string& placement, const std::string& call_id,
-                      OutputPosition from, std::unique_ptr<CallSink>& sink) override;
+  Attachment Reattach(const SandboxRef& sandbox, const std::string& placement,
+                      const std::string& call_id, OutputPosition from,
+                      std::unique_ptr<CallSink>& sink) override;
 
  private:
   class Handle;
@@ -80,10 +88,11 @@ class ScriptedSubstrate final : public Substrate {
   std::map<std::string, std::shared_ptr<Job>> jobs_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, int> starts_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string> reserved_ ABSL_GUARDED_BY(mutex_);
-  int next_ ABSL_GUARDED_BY(mutex_) = 0, stops_ ABSL_GUARDED_BY(mutex_) = 0, thaws_ ABSL_GUARDED_BY(mutex_) = 0;
+  int next_ ABSL_GUARDED_BY(mutex_) = 0, stops_ ABSL_GUARDED_BY(mutex_) = 0,
+            creates_ ABSL_GUARDED_BY(mutex_) = 0, thaws_ ABSL_GUARDED_BY(mutex_) = 0;
   bool lose_starts_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::Status create_ ABSL_GUARDED_BY(mutex_), recover_ ABSL_GUARDED_BY(mutex_), reserve_ ABSL_GUARDED_BY(mutex_),
-      start_ ABSL_GUARDED_BY(mutex_);
+  absl::Status create_ ABSL_GUARDED_BY(mutex_), recover_ ABSL_GUARDED_BY(mutex_),
+      reserve_ ABSL_GUARDED_BY(mutex_), start_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace reprise::sandboxd
