@@ -108,8 +108,19 @@ void Agent::Serve(Connection& connection) {
   } else {
     Read(connection);
   }
-  if (connection.fd.valid()) Pump(connection);
-  if (connection.fd.valid()) Write(connection);
+  // Until the socket is full or nothing is owed: poll wakes only for what is queued.
+  do {
+    if (connection.fd.valid()) Pump(connection);
+    if (connection.fd.valid()) Write(connection);
+  } while (connection.fd.valid() && connection.out.empty() && Owed(connection));
+}
+
+// Whether the call has output, or its end, that the connection was not given yet.
+bool Agent::Owed(const Connection& connection) {
+  if (connection.call == nullptr || connection.end_sent) return false;
+  const Call& call = *connection.call;
+  return connection.sent[0] < call.produced(0) || connection.sent[1] < call.produced(1) ||
+         call.end().has_value();
 }
 
 void Agent::Read(Connection& connection) {

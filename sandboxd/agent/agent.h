@@ -66,6 +66,7 @@ class Agent {
   void Prune();
   void Release(const std::string& call_id);
   void Pump(Connection& connection);
+  static bool Owed(const Connection& connection);
   bool Finished() const;
   void Answer(Connection& connection, int error, const std::string& message);
   std::shared_ptr<Call> Find(const std::string& call_id) const;
