@@ -378,7 +378,6 @@ std::shared_ptr<Call> Agent::Find(const std::string& call_id) const {
 std::vector<std::string> Agent::Environment(const std::vector<std::string>& added,
                                             const Identity& identity) const {
   std::map<std::string, std::string> variables = {
-      {"HOME", identity.home},
       {"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}};
   auto put = [&](const std::string& variable) {
     const size_t equals = variable.find('=');
@@ -387,6 +386,8 @@ std::vector<std::string> Agent::Environment(const std::vector<std::string>& adde
   };
   for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable)
     put(*variable);
+  // The runtime gave the agent a HOME; that of the call's user is another.
+  variables["HOME"] = options_.home.empty() ? identity.home : options_.home;
   for (const std::string& variable : added) put(variable);
   std::vector<std::string> env;
   for (const auto& [name, value] : variables) env.push_back(name + "=" + value);

@@ -18,6 +18,7 @@ namespace reprise::sandboxd::agent {
 struct AgentOptions {
   std::string user;              // of calls and files, where the request names none
   std::string working_dir;       // base of relative paths
+  std::string home;              // HOME of every call; "" = that of its user
   Launcher* launcher = nullptr;  // outlives the agent
   // An owner outside of any container: it serves one call, lets every peer in that its directory
   // lets in, and its Run returns when that call is released, or when `life_fd` hangs up before

@@ -25,6 +25,21 @@ bool Launcher::Launch(const Start& start, const Identity& identity,
   return Spawn(start, identity, env, command, why);
 }
 
+void Launcher::Judge(const Start& start, End* end) {
+  if (static_cast<EndKind>(end->kind) != EndKind::kSignaled) return;
+  const bool cpu_used =
+      start.cpu_seconds > 0 && end->cpu_us >= static_cast<int64_t>(start.cpu_seconds) * 1'000'000;
+  if (end->signal == SIGSYS) end->kind = static_cast<uint8_t>(EndKind::kPolicyViolation);
+  if (end->signal == SIGXCPU || (end->signal == SIGKILL && cpu_used)) {
+    end->kind = static_cast<uint8_t>(EndKind::kTimedOut);
+    end->message = "killed after its CPU limit of " + std::to_string(start.cpu_seconds) + " s";
+  }
+  if (end->signal == SIGXFSZ) {
+    end->message = "ended by SIGXFSZ: a file reached its limit of " +
+                   std::to_string(start.file_bytes) + " bytes";
+  }
+}
+
 bool Call::Run(const Identity& identity, const std::vector<std::string>& env,
                std::string stdin_data, const std::string& files, std::string* why) {
   started_us_ = NowUs();

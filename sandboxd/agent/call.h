@@ -29,8 +29,8 @@ class Launcher {
   virtual pid_t LeaderPid(pid_t reported) { return reported; }
   // The command itself ended (its report is in).
   virtual void CommandEnded(pid_t keeper) {}
-  // The last look at how it ended.
-  virtual void Judge(const Start& start, End* end) {}
+  // The last look at how it ended: a signal that stands for a limit becomes that limit's end.
+  virtual void Judge(const Start& start, End* end);
 };
 
 class Call {

@@ -2,7 +2,7 @@
 // then the socket's directory is unmounted and every privilege that is not needed any more is given
 // up, before the first command runs.
 //
-// Usage: reprise-agent --run-dir DIR [--user USER] [--working-dir DIR]
+// Usage: reprise-agent --run-dir DIR [--user USER] [--working-dir DIR] [--home DIR]
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -47,6 +48,14 @@ void MakeWorkingDir(const std::string& path, const agent::Identity& identity) {
   }
 }
 
+// As many descriptors as the host lets it have; each command gets its own limit.
+void RaiseOpenFiles() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
 agent::Fd Listen(const std::string& run_dir) {
   agent::Fd listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   sockaddr_un address{};
@@ -72,6 +81,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     if (name == "--run-dir") run_dir = argv[i + 1];
+    if (name == "--home") options.home = argv[i + 1];
     if (name == "--user") options.user = argv[i + 1];
     if (name == "--working-dir") options.working_dir = argv[i + 1];
   }
@@ -83,6 +93,7 @@ int main(int argc, char** argv) {
   if (options.working_dir.empty()) options.working_dir = "/";
   prctl(PR_SET_DUMPABLE, 0);
   signal(SIGPIPE, SIG_IGN);
+  RaiseOpenFiles();
   agent::Identity identity;
   std::string why;
   // A user that does not exist is told to each call, not here: the sandbox can still be looked

@@ -11,6 +11,8 @@
 namespace reprise::sandboxd::agent {
 namespace {
 
+constexpr char kCommandOomScore[] = "500";
+
 enum Step : uint32_t { kFork, kDescriptors, kLimits, kUser, kWorkingDir, kExec };
 
 [[noreturn]] void Fail(int fd, Step step) {
@@ -50,9 +52,11 @@ void RunCommand(const ChildPlan& plan) {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   if (plan.harden == nullptr) {
-    // The agent is protected from the OOM killer, what it starts is not.
+    // The OOM killer takes what the agent starts before the agent. (To lower the agent's own score
+    // needs a capability that hosts which are containers themselves lack.)
     const int oom = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (oom < 0 || write(oom, "0", 1) != 1) Fail(report, kLimits);
+    if (oom < 0 || write(oom, kCommandOomScore, sizeof(kCommandOomScore) - 1) < 0)
+      Fail(report, kLimits);
     close(oom);
   }
   for (size_t i = 0; i < plan.limit_count; ++i) {

@@ -47,24 +47,11 @@ sandbox::Limits DefaultLimits() {
 }
 
 agent::Start StartOf(const sandbox::ExecuteRequest& request, const sandbox::SandboxSpec& spec) {
-  agent::Start start;
-  start.call_id = request.call_id();
-  start.argv.assign(request.argv().begin(), request.argv().end());
-  start.env = {"HOME=/work", "USER=sandbox", "LANG=C.UTF-8", "TMPDIR=/tmp"};
-  for (const sandbox::EnvVar& variable : request.env()) {
-    start.env.push_back(fmt::format("{}={}", variable.name(), variable.value()));
-  }
-  start.env.push_back(fmt::format("REPRISE_CALL_ID={}", request.call_id()));
-  start.working_dir =
-      request.working_dir().empty() ? std::string(kWorkingDirDefault) : request.working_dir();
-  start.user = request.user();
-  start.stdin_open = request.stdin_open();
+  agent::Start start = ToStart(request);
+  start.env.insert(start.env.begin(),
+                   {"HOME=/work", "USER=sandbox", "LANG=C.UTF-8", "TMPDIR=/tmp"});
+  if (start.working_dir.empty()) start.working_dir = kWorkingDirDefault;
   const sandbox::Limits& limits = request.limits();
-  start.timeout_ms = limits.timeout_ms();
-  start.cpu_seconds = (limits.cpu_ms() + 999) / 1000;
-  start.file_bytes = limits.file_bytes();
-  start.open_files = limits.open_files();
-  start.output_bytes_max = limits.output_bytes_max();
   start.memory_bytes = limits.memory_bytes();
   start.pids = limits.pids();
   start.disk_bytes = limits.disk_bytes();
@@ -149,7 +136,7 @@ class FunctionTier final : public Substrate {
                                                      const std::string& placement,
                                                      const sandbox::ExecuteRequest& request,
                                                      std::unique_ptr<CallSink> sink) override {
-    return loop_->Start(RunDir(placement), StartOf(request, *sandbox.spec), request.stdin(),
+    return loop_->Start({RunDir(placement)}, StartOf(request, *sandbox.spec), request.stdin(),
                         FilesOf(request), std::move(sink));
   }
 
@@ -165,7 +152,7 @@ class FunctionTier final : public Substrate {
     if (errno != EEXIST) {
       return {AttachState::kLost, std::string(base::ErrnoStatus(errno, mark).message()), nullptr};
     }
-    Attachment attachment = loop_->Attach(RunDir(placement), call_id, from, sink);
+    Attachment attachment = loop_->Attach({RunDir(placement)}, call_id, from, sink);
     if (attachment.state == AttachState::kNeverStarted) {
       return {AttachState::kLost, "the worker was started with another call", nullptr};
     }

@@ -109,10 +109,6 @@ class FunctionLauncher final : public agent::Launcher {
     if (const uint64_t peak = setup_.cgroups->PeakMemory(id_); peak > 0)
       end->memory_peak_bytes = peak;
     const auto kind = static_cast<agent::EndKind>(end->kind);
-    auto become = [&](agent::EndKind other, std::string message) {
-      end->kind = static_cast<uint8_t>(other);
-      end->message = std::move(message);
-    };
     if (kind == agent::EndKind::kSetupFailed) {
       char text[kSetupTextMax];
       const ssize_t count = recv(link_.get(), text, sizeof(text), MSG_DONTWAIT);
@@ -125,20 +121,11 @@ class FunctionLauncher final : public agent::Launcher {
     if (kind != agent::EndKind::kExited && kind != agent::EndKind::kSignaled) return;
     if (setup_.cgroups->OomKills(id_) > 0 &&
         !(kind == agent::EndKind::kExited && end->exit_code == 0)) {
-      return become(agent::EndKind::kMemoryExceeded, "");
+      end->kind = static_cast<uint8_t>(agent::EndKind::kMemoryExceeded);
+      end->message.clear();
+      return;
     }
-    if (kind != agent::EndKind::kSignaled) return;
-    if (end->signal == SIGSYS) return become(agent::EndKind::kPolicyViolation, "");
-    const bool cpu_used =
-        start.cpu_seconds > 0 && end->cpu_us >= static_cast<int64_t>(start.cpu_seconds) * 1'000'000;
-    if (end->signal == SIGXCPU || (end->signal == SIGKILL && cpu_used)) {
-      return become(agent::EndKind::kTimedOut,
-                    "killed after its CPU limit of " + std::to_string(start.cpu_seconds) + " s");
-    }
-    if (end->signal == SIGXFSZ) {
-      end->message = "ended by SIGXFSZ: a file reached its limit of " +
-                     std::to_string(start.file_bytes) + " bytes";
-    }
+    Launcher::Judge(start, end);
   }
 
  private:

@@ -136,10 +136,11 @@ absl::Status AgentError(std::string_view payload) {
                       Printable(error.message));
 }
 
-absl::Status AgentRequest(const std::string& run_dir, const std::string& frame) {
+absl::Status AgentRequest(const std::string& run_dir, const std::string& frame,
+                          int64_t timeout_ms) {
   ASSIGN_OR_RETURN(AgentConnection connection, AgentConnection::Open(run_dir));
-  RETURN_IF_ERROR(connection.Send(frame));
-  return connection.ReceiveOk();
+  RETURN_IF_ERROR(connection.Send(frame, timeout_ms));
+  return connection.ReceiveOk(timeout_ms);
 }
 
 }  // namespace reprise::sandboxd

@@ -57,7 +57,8 @@ absl::Status AgentError(std::string_view payload);
 // At most 512 printable bytes of something the agent said.
 std::string Printable(std::string_view text);
 
-// Opens a connection, sends one frame, waits for kOk.
-absl::Status AgentRequest(const std::string& run_dir, const std::string& frame);
+// Opens a connection, sends one frame, waits `timeout_ms` for kOk. UNAVAILABLE when nobody listens.
+absl::Status AgentRequest(const std::string& run_dir, const std::string& frame,
+                          int64_t timeout_ms = kAgentAnswerMs);
 
 }  // namespace reprise::sandboxd

@@ -5,8 +5,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <set>
 #include <utility>
-#include <vector>
 
 #include <fmt/format.h>
 
@@ -96,36 +96,65 @@ sandbox::Result Lost(std::string why) {
 
 }  // namespace
 
+agent::Start ToStart(const sandbox::ExecuteRequest& request) {
+  agent::Start start;
+  start.call_id = request.call_id();
+  start.argv.assign(request.argv().begin(), request.argv().end());
+  for (const sandbox::EnvVar& variable : request.env()) {
+    start.env.push_back(fmt::format("{}={}", variable.name(), variable.value()));
+  }
+  start.env.push_back(fmt::format("REPRISE_CALL_ID={}", request.call_id()));
+  start.working_dir = request.working_dir();
+  start.user = request.user();
+  start.stdin_open = request.stdin_open();
+  const sandbox::Limits& limits = request.limits();
+  start.timeout_ms = limits.timeout_ms();
+  start.cpu_seconds = (limits.cpu_ms() + 999) / 1000;
+  start.file_bytes = limits.file_bytes();
+  start.open_files = limits.open_files();
+  start.output_bytes_max = limits.output_bytes_max();
+  return start;
+}
+
 // One connection. Read by the loop's thread; written by any.
 class RemoteCallLoop::Remote {
  public:
-  Remote(std::string run_dir, agent::Start limits, AgentConnection connection,
+  // `from`: where output goes on. Of `limits`, an attached call has its id and tag only.
+  Remote(CallOwner owner, agent::Start limits, OutputPosition from, AgentConnection connection,
          std::unique_ptr<CallSink> sink)
-      : run_dir_(std::move(run_dir)),
+      : owner_(std::move(owner)),
         limits_(std::move(limits)),
+        next_{from.stdout_offset, from.stderr_offset},
         connection_(std::move(connection)),
         sink_(std::move(sink)) {}
 
-  // False when the connection is over. Loop thread only.
-  bool Read() {
+  // kMore: frames may be left that were taken from the socket already, so it need not become
+  // readable again.
+  enum class Next { kWait, kMore, kOver };
+  // Loop thread only.
+  Next Read() {
     for (int i = 0; i < kFramesARound; ++i) {
+      if (dropped_.load()) return Next::kOver;
       auto received = connection_.TryReceive();
       if (!received.ok()) {
         End(Lost(fmt::format("the owner of the call is gone: {}", received.status().message())));
-        return false;
+        return Next::kOver;
       }
-      if (!received->has_value()) return true;
-      if (!Handle(**received)) return false;
+      if (!received->has_value()) return Next::kWait;
+      if (!Handle(**received)) return Next::kOver;
     }
-    return true;
+    return Next::kMore;
   }
+
+  // Any thread: no callback begins any more; one that runs at this moment still ends.
+  void Drop() { dropped_.store(true); }
 
   absl::Status SendFrame(const std::string& frame) ABSL_LOCKS_EXCLUDED(send_mutex_) {
     absl::MutexLock lock(&send_mutex_);
     return connection_.Send(frame);
   }
 
-  const std::string& run_dir() const { return run_dir_; }
+  const std::string& run_dir() const { return owner_.run_dir; }
   const std::string& call_id() const { return limits_.call_id; }
   int fd() const { return connection_.fd(); }
   uint64_t id = 0;
@@ -134,11 +163,16 @@ class RemoteCallLoop::Remote {
   bool Handle(const AgentConnection::Received& received) {
     switch (received.type) {
       case agent::FrameType::kStarted:
+        if (std::exchange(started_, true) || ended_) break;
         sink_->OnStarted({});
         return true;
       case agent::FrameType::kOutput: {
         agent::Output output;
-        if (!agent::Decode(received.payload, &output) || output.stream > 1) break;
+        if (ended_ || !agent::Decode(received.payload, &output) || output.stream > 1 ||
+            output.data.size() > agent::kDataBytesMax || output.offset != next_[output.stream]) {
+          break;
+        }
+        next_[output.stream] += output.data.size();
         sink_->OnOutput(output.stream == 0 ? sandbox::STREAM_STDOUT : sandbox::STREAM_STDERR,
                         output.offset, output.data);
         return true;
@@ -146,7 +180,9 @@ class RemoteCallLoop::Remote {
       case agent::FrameType::kEnd: {
         agent::End end;
         if (!agent::Decode(received.payload, &end)) break;
-        End(ResultOf(end, limits_));
+        sandbox::Result result = ResultOf(end, limits_);
+        if (owner_.judge) owner_.judge(limits_.tag, &result);
+        End(std::move(result));
         return true;  // stays for Release
       }
       case agent::FrameType::kError: {
@@ -169,12 +205,15 @@ class RemoteCallLoop::Remote {
     sink_.reset();
   }
 
-  const std::string run_dir_;
+  const CallOwner owner_;
   const agent::Start limits_;
+  uint64_t next_[2];  // offsets that must come next; loop's thread
+  bool started_ = false;
   absl::Mutex send_mutex_;
   AgentConnection connection_;
   std::unique_ptr<CallSink> sink_;
   bool ended_ = false;
+  std::atomic<bool> dropped_{false};
 };
 
 // What the call manager holds. Dropping it leaves the call to its owner.
@@ -182,7 +221,10 @@ class RemoteCallLoop::Handle final : public RunningCall {
  public:
   Handle(RemoteCallLoop* loop, std::shared_ptr<Remote> remote)
       : loop_(loop), remote_(std::move(remote)) {}
-  ~Handle() override { loop_->Forget(remote_->id); }
+  ~Handle() override {
+    remote_->Drop();
+    loop_->Forget(remote_->id);
+  }
 
   absl::Status WriteStdin(std::string_view data, bool eof) override {
     for (size_t at = 0; at < data.size() || at == 0; at += agent::kDataBytesMax) {
@@ -241,12 +283,11 @@ absl::Status RemoteCallLoop::Open() {
 
 RemoteCallLoop::~RemoteCallLoop() {
   stop_.store(true);
-  const uint64_t one = 1;
-  (void)!::write(wake_.get(), &one, sizeof(one));
+  Wake();
   if (thread_.joinable()) thread_.join();
 }
 
-absl::StatusOr<std::unique_ptr<RunningCall>> RemoteCallLoop::Start(const std::string& run_dir,
+absl::StatusOr<std::unique_ptr<RunningCall>> RemoteCallLoop::Start(const CallOwner& owner,
                                                                    agent::Start start,
                                                                    const std::string& stdin_data,
                                                                    const std::string& files,
@@ -259,9 +300,9 @@ absl::StatusOr<std::unique_ptr<RunningCall>> RemoteCallLoop::Start(const std::st
         fmt::format("the command and its environment take {} bytes; limit {}", frame.size(),
                     agent::kFrameBytesMax));
   }
-  ASSIGN_OR_RETURN(AgentConnection connection, AgentConnection::Open(run_dir));
-  auto remote =
-      std::make_shared<Remote>(run_dir, std::move(start), std::move(connection), std::move(sink));
+  ASSIGN_OR_RETURN(AgentConnection connection, AgentConnection::Open(owner.run_dir));
+  auto remote = std::make_shared<Remote>(owner, std::move(start), OutputPosition{},
+                                         std::move(connection), std::move(sink));
   // The owner starts nothing before the last byte: an error up to here is an error of a call that
   // never began.
   RETURN_IF_ERROR(remote->SendFrame(frame));
@@ -274,12 +315,12 @@ absl::StatusOr<std::unique_ptr<RunningCall>> RemoteCallLoop::Start(const std::st
   return std::make_unique<Handle>(this, std::move(remote));
 }
 
-Attachment RemoteCallLoop::Attach(const std::string& run_dir, const std::string& call_id,
+Attachment RemoteCallLoop::Attach(const CallOwner& owner, const std::string& call_id,
                                   OutputPosition from, std::unique_ptr<CallSink>& sink) {
   auto lost = [](const absl::Status& status) {
     return Attachment{AttachState::kLost, std::string(status.message()), nullptr};
   };
-  auto connection = AgentConnection::Open(run_dir);
+  auto connection = AgentConnection::Open(owner.run_dir);
   if (!connection.ok()) return lost(connection.status());
   absl::Status sent = connection->Send(agent::Frame(
       agent::FrameType::kAttach, agent::Attach{call_id, from.stdout_offset, from.stderr_offset}));
@@ -288,12 +329,14 @@ Attachment RemoteCallLoop::Attach(const std::string& run_dir, const std::string&
   if (!answer.ok()) return lost(answer.status());
   if (answer->type == agent::FrameType::kUnknown) return {AttachState::kNeverStarted, "", nullptr};
   if (answer->type == agent::FrameType::kError) return lost(AgentError(answer->payload));
-  if (answer->type != agent::FrameType::kStarted)
+  agent::Started started;
+  if (answer->type != agent::FrameType::kStarted || !agent::Decode(answer->payload, &started))
     return lost(absl::DataLossError("the owner broke the protocol"));
   agent::Start limits;
   limits.call_id = call_id;
-  auto remote =
-      std::make_shared<Remote>(run_dir, std::move(limits), *std::move(connection), std::move(sink));
+  limits.tag = started.tag;
+  auto remote = std::make_shared<Remote>(owner, std::move(limits), from, *std::move(connection),
+                                         std::move(sink));
   Watch(remote);
   return {AttachState::kAttached, "", std::make_unique<Handle>(this, std::move(remote))};
 }
@@ -304,8 +347,15 @@ void RemoteCallLoop::Watch(std::shared_ptr<Remote> remote) {
   const int fd = remote->fd();
   absl::MutexLock lock(&mutex_);
   event.data.u64 = remote->id = next_id_++;
+  fresh_.push_back(remote->id);
   remotes_[remote->id] = std::move(remote);
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+  Wake();
+}
+
+void RemoteCallLoop::Wake() {
+  const uint64_t one = 1;
+  (void)!::write(wake_.get(), &one, sizeof(one));
 }
 
 void RemoteCallLoop::Forget(uint64_t id) {
@@ -320,16 +370,33 @@ void RemoteCallLoop::Forget(uint64_t id) {
 
 void RemoteCallLoop::Loop() {
   std::vector<epoll_event> events(kEventsMax);
+  std::set<uint64_t> again;  // to be read, whether their sockets have something or not
   while (!stop_.load()) {
-    const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsMax, -1);
-    for (int i = 0; i < count && !stop_.load(); ++i) {
+    const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsMax, again.empty() ? -1 : 0);
+    std::set<uint64_t> turn = std::exchange(again, {});
+    for (int i = 0; i < count; ++i) {
+      const uint64_t id = events[static_cast<size_t>(i)].data.u64;
+      if (id != kWakeId) turn.insert(id);
+      uint64_t wakes = 0;
+      if (id == kWakeId) (void)!::read(wake_.get(), &wakes, sizeof(wakes));
+    }
+    {
+      absl::MutexLock lock(&mutex_);
+      turn.insert(fresh_.begin(), fresh_.end());
+      fresh_.clear();
+    }
+    for (const uint64_t id : turn) {
+      if (stop_.load()) return;
       std::shared_ptr<Remote> remote;
       {
         absl::MutexLock lock(&mutex_);
-        auto found = remotes_.find(events[static_cast<size_t>(i)].data.u64);
+        auto found = remotes_.find(id);
         if (found != remotes_.end()) remote = found->second;
       }
-      if (remote != nullptr && !remote->Read()) Forget(remote->id);
+      if (remote == nullptr) continue;
+      const Remote::Next next = remote->Read();
+      if (next == Remote::Next::kOver) Forget(id);
+      if (next == Remote::Next::kMore) again.insert(id);
     }
   }
 }

@@ -1,0 +1,112 @@
+#include "sandboxd/link/remote_files.h"
+
+#include <algorithm>
+
+#include "base/status_macros.h"
+#include "sandboxd/agent/protocol.h"
+#include "sandboxd/link/agent_link.h"
+
+namespace reprise::sandboxd {
+namespace {
+
+using agent::FrameType;
+
+constexpr uint32_t kDefaultMode = 0644;
+
+absl::Status BrokenProtocol() {
+  return absl::DataLossError("the agent of the sandbox broke the protocol");
+}
+
+absl::StatusOr<AgentConnection> Request(const std::string& run_dir, const std::string& frame) {
+  ASSIGN_OR_RETURN(AgentConnection connection, AgentConnection::Open(run_dir));
+  RETURN_IF_ERROR(connection.Send(frame));
+  return connection;
+}
+
+std::string PathFrame(FrameType type, const RemotePath& path) {
+  return agent::Frame(type, agent::PathRequest{path.path, path.user});
+}
+
+// Feeds frames of type `wanted` to `each`, until the answer.
+absl::Status ReceiveAll(AgentConnection& connection, FrameType wanted,
+                        const std::function<absl::Status(const std::string&)>& each) {
+  while (true) {
+    ASSIGN_OR_RETURN(const AgentConnection::Received received, connection.Receive());
+    if (received.type == FrameType::kOk) return absl::OkStatus();
+    if (received.type == FrameType::kError) return AgentError(received.payload);
+    if (received.type != wanted) return BrokenProtocol();
+    RETURN_IF_ERROR(each(received.payload));
+  }
+}
+
+}  // namespace
+
+absl::Status ReadRemoteFile(const RemotePath& file,
+                            const std::function<absl::Status(std::string_view)>& chunk) {
+  ASSIGN_OR_RETURN(AgentConnection connection,
+                   Request(file.run_dir, PathFrame(FrameType::kReadFile, file)));
+  return ReceiveAll(connection, FrameType::kFileData, [&](const std::string& data) -> absl::Status {
+    if (data.size() > agent::kDataBytesMax) return BrokenProtocol();
+    return chunk(data);
+  });
+}
+
+absl::Status WriteRemoteFile(const RemotePath& file, uint32_t mode, bool make_parents,
+                             const std::function<absl::StatusOr<std::string>()>& next) {
+  const agent::WriteRequest request{file.path, file.user, mode == 0 ? kDefaultMode : mode,
+                                    static_cast<uint8_t>(make_parents ? 1 : 0)};
+  ASSIGN_OR_RETURN(AgentConnection connection,
+                   Request(file.run_dir, agent::Frame(FrameType::kWriteFile, request)));
+  absl::Status sent;
+  while (sent.ok()) {
+    ASSIGN_OR_RETURN(const std::string piece, next());
+    for (size_t at = 0; sent.ok() && at < piece.size(); at += agent::kDataBytesMax) {
+      sent = connection.Send(agent::RawFrame(
+          FrameType::kFileData, std::string_view(piece).substr(at, agent::kDataBytesMax)));
+    }
+    if (!piece.empty()) continue;
+    if (sent.ok()) sent = connection.Send(agent::RawFrame(FrameType::kFileData, ""));
+    break;
+  }
+  // An agent that cannot open the file says why and closes while data is on its way: its words come
+  // first.
+  absl::Status answer = connection.ReceiveOk();
+  return absl::IsUnavailable(answer) && !sent.ok() ? sent : answer;
+}
+
+absl::StatusOr<std::vector<sandbox::FileInfo>> ListRemoteDir(const RemotePath& directory) {
+  ASSIGN_OR_RETURN(AgentConnection connection,
+                   Request(directory.run_dir, PathFrame(FrameType::kListDir, directory)));
+  std::vector<sandbox::FileInfo> entries;
+  auto take = [&](const std::string& payload) -> absl::Status {
+    agent::Entry entry;
+    if (!agent::Decode(payload, &entry) || entries.size() >= agent::kListEntriesMax)
+      return BrokenProtocol();
+    sandbox::FileInfo& info = entries.emplace_back();
+    info.set_name(entry.name);
+    info.set_link_target(entry.link_target);
+    info.set_mode(entry.mode);
+    info.set_size(entry.size);
+    info.set_modified_us(entry.modified_us);
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(ReceiveAll(connection, FrameType::kEntry, take));
+  std::sort(entries.begin(), entries.end(),
+            [](const auto& a, const auto& b) { return a.name() < b.name(); });
+  return entries;
+}
+
+absl::Status MakeRemoteDir(const RemotePath& directory) {
+  return AgentRequest(directory.run_dir, PathFrame(FrameType::kMakeDir, directory));
+}
+
+absl::Status RemoveRemotePath(const RemotePath& path) {
+  return AgentRequest(path.run_dir, PathFrame(FrameType::kRemove, path));
+}
+
+absl::Status MoveRemotePath(const RemotePath& from, const std::string& to) {
+  return AgentRequest(from.run_dir,
+                      agent::Frame(FrameType::kMove, agent::MoveRequest{from.path, to, from.user}));
+}
+
+}  // namespace reprise::sandboxd
