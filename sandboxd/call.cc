@@ -34,6 +34,12 @@ sandbox::Result MakeResult(sandbox::Outcome outcome, std::string message) {
   return result;
 }
 
+sandbox::Result NotStarted(const absl::Status& why) {
+  return MakeResult(
+      absl::IsUnavailable(why) ? sandbox::OUTCOME_SANDBOX_LOST : sandbox::OUTCOME_SETUP_FAILED,
+      std::string(why.message()));
+}
+
 Call::Call(const Host* host, std::string id, std::string sandbox_id)
     : host_(host), id_(std::move(id)), sandbox_id_(std::move(sandbox_id)) {}
 

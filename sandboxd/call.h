@@ -25,6 +25,9 @@
 namespace reprise::sandboxd {
 
 sandbox::Result MakeResult(sandbox::Outcome outcome, std::string message);
+// The end of a call that its tier did not start: SANDBOX_LOST when nobody was there to start it
+// (UNAVAILABLE), SETUP_FAILED else.
+sandbox::Result NotStarted(const absl::Status& why);
 
 class Call : public std::enable_shared_from_this<Call> {
  public:

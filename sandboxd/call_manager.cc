@@ -270,7 +270,7 @@ void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const St
   }
   if (absl::Status status = StartHere(call, *lease, *placement, *request); !status.ok()) {
     lease->substrate->Unreserve(*placement);
-    call->EndWith(MakeResult(sandbox::OUTCOME_SETUP_FAILED, std::string(status.message())));
+    call->EndWith(NotStarted(status));
   }
 }
 

@@ -127,7 +127,7 @@ absl::Status CallManager::StartElsewhere(const CallPtr& call, const std::string&
   }
   if (status.ok()) return absl::OkStatus();
   lease->substrate->Unreserve(*placement);
-  call->EndWith(MakeResult(sandbox::OUTCOME_SETUP_FAILED, std::string(status.message())));
+  call->EndWith(NotStarted(status));
   return absl::OkStatus();
 }
 
