@@ -3,10 +3,8 @@
 #include <utility>
 
 #include "base/status_macros.h"
-#include "sandboxd/function/function_tier.h"
-#ifdef REPRISE_CONTAINER_TIER
 #include "sandboxd/container/container_tier.h"
-#endif
+#include "sandboxd/function/function_tier.h"
 
 namespace reprise::sandboxd {
 
@@ -20,7 +18,6 @@ absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOp
   function.max = options.function_max;
   ASSIGN_OR_RETURN(std::unique_ptr<Substrate> function_tier, MakeFunctionTier(function));
   tiers.push_back(std::move(function_tier));
-#ifdef REPRISE_CONTAINER_TIER
   if (!options.containerd_address.empty()) {
     ContainerTierOptions container;
     container.state_dir = options.state_dir;
@@ -29,7 +26,6 @@ absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOp
     ASSIGN_OR_RETURN(std::unique_ptr<Substrate> container_tier, MakeContainerTier(container));
     tiers.push_back(std::move(container_tier));
   }
-#endif
   return tiers;
 }
 

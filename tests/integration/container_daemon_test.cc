@@ -1,0 +1,191 @@
+// The container tier behind the program sandboxd: calls that go on while the daemon is dead, a
+// container that died, a host without containerd.
+#include <errno.h>
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "reprise/sandbox/v1/sandbox.grpc.pb.h"
+#include "sandboxd/client/sandbox_client.h"
+#include "sandboxd/container/containerd_client.h"
+#include "tests/integration/container_support.h"
+
+namespace reprise::sandboxd {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kAnswerMax = absl::Seconds(90);
+constexpr char kBox[] = "box";
+
+// sandboxd on a state directory; ended by its pid.
+class SandboxdProcess {
+ public:
+  SandboxdProcess(std::string state, std::string containerd)
+      : state_(std::move(state)), containerd_(std::move(containerd)) {}
+  ~SandboxdProcess() { End(SIGTERM); }
+  SandboxdProcess(const SandboxdProcess&) = delete;
+  SandboxdProcess& operator=(const SandboxdProcess&) = delete;
+
+  std::string address() const { return fmt::format("unix:{}/sandboxd.sock", state_); }
+  void Start() {
+    const std::string program = std::string(REPRISE_BIN_DIR) + "/sandboxd";
+    pid_ = fork();
+    ASSERT_GE(pid_, 0);
+    if (pid_ != 0) return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    execl(program.c_str(), program.c_str(), "--state", state_.c_str(), "--containerd",
+          containerd_.c_str(), "--function-pool", "0", "--log-level", "warn",
+          static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  // The wait status; -1 when it does not run.
+  int End(int signal) {
+    if (pid_ <= 0) return -1;
+    kill(pid_, signal);
+    int status = -1;
+    while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+    }
+    pid_ = -1;
+    return status;
+  }
+
+ private:
+  const std::string state_, containerd_;
+  pid_t pid_ = -1;
+};
+
+class ContainerDaemonTest : public ContainerTest {
+ protected:
+  void SetUp() override {
+    ContainerTest::SetUp();  // the image is in this containerd now, for every daemon
+    if (IsSkipped() || HasFatalFailure()) return;
+    daemon_ = std::make_unique<SandboxdProcess>(scratch_.path() + "/daemon", Address());
+    daemon_->Start();
+    absl::StatusOr<std::unique_ptr<SandboxClient>> client = Connect(*daemon_);
+    ASSERT_TRUE(client.ok()) << client.status();
+    client_ = *std::move(client);
+    sandbox::CreateRequest create;
+    create.set_sandbox_id(kBox);
+    create.mutable_spec()->set_tier(sandbox::TIER_CONTAINER);
+    create.mutable_spec()->set_image("busybox");
+    absl::StatusOr<sandbox::CreateResponse> made = client_->Create(create, Deadline());
+    ASSERT_TRUE(made.ok()) << made.status();
+  }
+  void TearDown() override {
+    if (client_ != nullptr) {
+      EXPECT_TRUE(client_->Stop(kBox, Deadline()).ok());
+      const int status = daemon_->End(SIGTERM);
+      EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+      EXPECT_TRUE(containerd_.ListContainers().value().empty());
+    }
+    ContainerTest::TearDown();
+  }
+  static absl::StatusOr<std::unique_ptr<SandboxClient>> Connect(const SandboxdProcess& daemon) {
+    ClientOptions options;
+    options.address = daemon.address();
+    return SandboxClient::Connect(options);
+  }
+  static absl::Time Deadline() { return absl::Now() + kAnswerMax; }
+  static sandbox::ExecuteRequest Request(const std::string& id, const std::string& script) {
+    sandbox::ExecuteRequest request;
+    request.set_sandbox_id(kBox);
+    request.set_call_id(id);
+    for (const std::string& argument : {std::string("sh"), std::string("-c"), script})
+      request.add_argv(argument);
+    return request;
+  }
+
+  ContainerdClient containerd_{Address(), "reprise"};
+  std::unique_ptr<SandboxdProcess> daemon_;
+  std::unique_ptr<SandboxClient> client_;
+};
+
+TEST_F(ContainerDaemonTest, ACallGoesOnWhileTheDaemonIsDead) {
+  const sandbox::ExecuteRequest request =
+      Request("long", "echo run >> runs; echo up; read -t 60 line < go; cat runs; echo $line");
+  ASSERT_TRUE(client_->ExecuteToEnd(Request("pipe", "mkfifo go"), Deadline()).ok());
+  absl::Notification up;
+  absl::StatusOr<SandboxClient::Finished> finished;
+  std::string seen;
+  std::thread caller([&] {
+    finished = client_->ExecuteToEnd(request, Deadline(),
+                                     [&](sandbox::Stream, uint64_t, std::string_view data) {
+                                       seen += data;
+                                       if (seen == "up\n") up.Notify();
+                                     });
+  });
+  EXPECT_TRUE(up.WaitForNotificationWithTimeout(kAnswerMax));
+  daemon_->End(SIGKILL);
+  daemon_->Start();
+  const auto release = client_->ExecuteToEnd(Request("go", "echo over > go"), Deadline());
+  caller.join();
+  ASSERT_TRUE(release.ok()) << release.status();
+  ASSERT_TRUE(finished.ok()) << finished.status();
+  EXPECT_EQ(finished->result.outcome(), sandbox::OUTCOME_EXITED)
+      << finished->result.ShortDebugString();
+  EXPECT_EQ(finished->out, "up\nrun\nover\n");
+  EXPECT_EQ(seen, finished->out) << "each byte once, over the death of the daemon";
+  const auto again = client_->ExecuteToEnd(request, Deadline());
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->result.replayed());
+  EXPECT_EQ(again->out, finished->out);
+  EXPECT_EQ(client_->ExecuteToEnd(Request("count", "cat runs"), Deadline())->out, "run\n");
+}
+
+TEST_F(ContainerDaemonTest, ADeadContainerIsLostAndSoAreItsCalls) {
+  const std::vector<ContainerRecord> containers = containerd_.ListContainers().value();
+  ASSERT_EQ(containers.size(), 1u);
+  ASSERT_EQ(
+      kill(static_cast<pid_t>(containerd_.GetTask(containers.front().id).value().pid), SIGKILL), 0);
+  ASSERT_TRUE(containerd_.WaitTask(containers.front().id, 10'000).ok());
+  const auto finished = client_->ExecuteToEnd(Request("late", "echo never"), Deadline());
+  ASSERT_TRUE(finished.ok()) << finished.status();
+  EXPECT_EQ(finished->result.outcome(), sandbox::OUTCOME_SANDBOX_LOST)
+      << finished->result.ShortDebugString();
+  const auto next = client_->ExecuteToEnd(Request("later", "echo never"), Deadline());
+  EXPECT_TRUE(absl::IsFailedPrecondition(next.status())) << next.status();
+  EXPECT_EQ(client_->Get(kBox, Deadline())->state(), sandbox::SANDBOX_STATE_LOST);
+}
+
+TEST_F(ContainerDaemonTest, WithoutContainerdTheDaemonStartsAndSaysWhatToDo) {
+  const std::string nowhere = scratch_.path() + "/no.sock";
+  SandboxdProcess alone(scratch_.path() + "/alone", nowhere);
+  alone.Start();
+  const auto client = Connect(alone);
+  ASSERT_TRUE(client.ok()) << client.status();
+  const auto tiers = (*client)->ListTiers(Deadline());
+  ASSERT_TRUE(tiers.ok()) << tiers.status();
+  int containers = 0;
+  for (const sandbox::TierInfo& tier : tiers->tiers()) {
+    if (tier.tier() != sandbox::TIER_CONTAINER) continue;
+    ++containers;
+    EXPECT_FALSE(tier.usable());
+    EXPECT_THAT(tier.reason(), HasSubstr(nowhere));
+    EXPECT_THAT(tier.reason(), HasSubstr("start containerd: "));
+  }
+  EXPECT_EQ(containers, 1);
+  // Asked without the client's retries.
+  const auto stub = sandbox::SandboxService::NewStub(
+      grpc::CreateChannel(alone.address(), grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  sandbox::CreateRequest request;
+  request.mutable_spec()->set_tier(sandbox::TIER_CONTAINER);
+  request.mutable_spec()->set_image("busybox");
+  sandbox::CreateResponse response;
+  const grpc::Status refused = stub->Create(&context, request, &response);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(refused.error_message(), HasSubstr("start containerd: "));
+}
+
+}  // namespace
+}  // namespace reprise::sandboxd
