@@ -314,8 +314,10 @@ class ContainerTier final : public Substrate {
     return absl::OkStatus();
   }
 
-  // Removes what the last daemon left, once containerd can be reached.
+  // Removes what the last daemon left, once containerd can be reached: with RecoveryDone or the
+  // first sandbox made later.
   void CleanUp() {
+    if (!Usable().ok()) return;
     absl::MutexLock making(&making_mutex_);
     std::set<std::string> known;
     {
