@@ -19,6 +19,7 @@ namespace {
 
 constexpr int kMessageBytesMax = 64 << 20;
 constexpr int kReconnectMinMs = 20, kReconnectMaxMs = 500;
+constexpr absl::Duration kLookForShutdown = absl::Milliseconds(50);
 
 // Nobody but Shutdown cancels here: CANCELLED without it comes from a daemon that ended.
 bool MayTryAgain(const grpc::Status& status) {
@@ -76,7 +77,9 @@ class Forwarder {
 class SandboxClientImpl final : public SandboxClient {
  public:
   SandboxClientImpl(ClientOptions options, std::shared_ptr<grpc::Channel> channel)
-      : options_(std::move(options)), stub_(sandbox::SandboxService::NewStub(std::move(channel))) {}
+      : options_(std::move(options)),
+        channel_(std::move(channel)),
+        stub_(sandbox::SandboxService::NewStub(channel_)) {}
 
   absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request,
                                                  absl::Time deadline) override {
@@ -214,17 +217,37 @@ class SandboxClientImpl final : public SandboxClient {
         open_.insert(&context);
       }
       grpc::Status status = attempt(&context);
-      absl::MutexLock lock(&mutex_);
-      open_.erase(&context);
-      if (down_ || !MayTryAgain(status) || absl::Now() + backoff >= deadline) {
-        return FromGrpc(status, options_.address);
+      {
+        absl::MutexLock lock(&mutex_);
+        open_.erase(&context);
+        if (down_ || !MayTryAgain(status) || absl::Now() + backoff >= deadline) {
+          return FromGrpc(status, options_.address);
+        }
       }
-      if (mutex_.AwaitWithTimeout(absl::Condition(&down_), backoff)) continue;
+      Pause(backoff);
       backoff = std::min(2 * backoff, options_.backoff_max);
     }
   }
 
+  // Returns early when the client is shut down, or when a lost connection is there again. While
+  // no request is under way, only a thread in WaitForConnected drives a connection attempt on: one
+  // that merely slept would wait for gRPC's own look, which comes every 5 s.
+  void Pause(absl::Duration length) ABSL_LOCKS_EXCLUDED(mutex_) {
+    const absl::Time until = absl::Now() + length;
+    while (channel_->GetState(/*try_to_connect=*/true) != GRPC_CHANNEL_READY) {
+      const absl::Time now = absl::Now();
+      if (now >= until) return;
+      if (channel_->WaitForConnected(absl::ToChronoTime(std::min(until, now + kLookForShutdown))))
+        return;
+      absl::MutexLock lock(&mutex_);
+      if (down_) return;
+    }
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(absl::Condition(&down_), until - absl::Now());
+  }
+
   const ClientOptions options_;
+  const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<sandbox::SandboxService::Stub> stub_;
   absl::Mutex mutex_;
   bool down_ ABSL_GUARDED_BY(mutex_) = false;
