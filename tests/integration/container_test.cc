@@ -206,8 +206,9 @@ TEST_F(ContainerTest, HoldsOutputThatIsNotAcknowledgedAndLosesNone) {
 
 TEST_F(ContainerTest, BoundsAForkBomb) {
   const TestSandbox box = Create([](auto& spec) { spec.mutable_limits()->set_pids(64); });
-  sandbox::ExecuteRequest request =
-      Shell(box, "bomb() { bomb | bomb & }; bomb; while :; do sleep 1000; done");
+  // The first shell only waits: one that had to fork would end the call itself.
+  sandbox::ExecuteRequest request = Shell(box, "bomb() { bomb | bomb & }; (bomb); read never");
+  request.set_stdin_open(true);
   request.mutable_limits()->set_timeout_ms(1500);
   const Done done = Run(box, request);
   EXPECT_EQ(done.result.outcome(), sandbox::OUTCOME_TIMED_OUT) << done.result.ShortDebugString();
