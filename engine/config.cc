@@ -15,6 +15,9 @@ namespace {
 constexpr uint64_t kConfigBytesMax = 16 << 20;
 constexpr int64_t kMaxStreams = 8;  // kernels/cpu/mhc.h holds gates in fixed arrays of this size
 constexpr int64_t kMaxExperts = 65536;  // routes are 16-bit
+// Routed experts of all layers: bounds the list of tensors that a checkpoint is checked against.
+constexpr int64_t kMaxExpertsInAll = 1 << 18;
+constexpr int64_t kMaxWindow = 1 << 16;  // every sequence holds a whole window for each layer
 
 using Json = nlohmann::json;
 
@@ -133,6 +136,10 @@ absl::Status CheckRelations(const ModelConfig& c, const std::string& where) {
     return fail(fmt::format("num_experts_per_tok {} exceeds n_routed_experts {}",
                             c.experts_per_token, c.num_experts));
   }
+  if (c.num_experts * c.num_layers > kMaxExpertsInAll) {
+    return fail(fmt::format("n_routed_experts {} in num_hidden_layers {}; possible: {} in all",
+                            c.num_experts, c.num_layers, kMaxExpertsInAll));
+  }
   bool has_csa = false;
   for (int64_t layer = 0; layer < c.num_layers; ++layer)
     has_csa |= c.kind(layer) == LayerKind::kCsa;
@@ -185,7 +192,7 @@ absl::StatusOr<ModelConfig> ParseConfig(std::string_view json, const std::string
   c.q_lora_rank = reader.Int("q_lora_rank", 1, kMax);
   c.o_lora_rank = reader.Int("o_lora_rank", 1, kMax);
   c.o_groups = reader.Int("o_groups", 1, 65536);
-  c.window = reader.Int("sliding_window", 1, kMax);
+  c.window = reader.Int("sliding_window", 1, kMaxWindow);
   ReadRatios(reader, &c);
   absl::Status nested;
   ReadRope(reader, where, &c, &nested);

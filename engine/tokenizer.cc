@@ -328,7 +328,12 @@ size_t SequenceLength(unsigned char lead) {
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
   ASSIGN_OR_RETURN(std::string file, base::ReadFile(path, kMaxFileBytes));
   auto tokenizer = std::make_unique<TokenizerImpl>();
-  RETURN_IF_ERROR(tokenizer->Init(path, file));
+  try {
+    RETURN_IF_ERROR(tokenizer->Init(path, file));
+  } catch (const json::exception& error) {
+    // A value of another type than its key has.
+    return absl::InvalidArgumentError(fmt::format("{}: {}", path, error.what()));
+  }
   return tokenizer;
 }
 

@@ -99,11 +99,13 @@ std::string ToolCalls(const TrajectoryState& state) {
 
 std::string Failure(const journal::Sealed& sealed) {
   if (sealed.failure_kind().empty()) return "null";
-  const bool model = sealed.failure_kind() == "model" || sealed.failure_kind() == "tool";
+  // Another attempt would end the same way where the model, a tool or the task is the cause.
+  const std::string& kind = sealed.failure_kind();
+  const bool again = kind == "infra" || kind == "grader" || kind == "timeout";
   return ObjectWriter()
-      .Text("kind", sealed.failure_kind())
+      .Text("kind", kind)
       .Text("reason", sealed.failure())
-      .Bool("retriable", !model)
+      .Bool("retriable", again)
       .Finish();
 }
 
@@ -139,15 +141,21 @@ void AddTokens(const TrajectoryState& state, ObjectWriter* writer) {
   writer->Raw("segments", Segments(state));
 }
 
+// One row a token but the last, as trainers take them; rows from `recorded` on are filler (a
+// trajectory that ended before its last tokens were fed).
 void AddRoutes(const TrajectoryState& state, const ExportContext& context, ObjectWriter* writer) {
   if (state.routed_experts.empty() || context.route_layers == 0) return;
   const size_t per_token = static_cast<size_t>(context.route_layers) * context.routes_per_token *
                            (context.routes_are_u16 ? 2 : 1);
+  const size_t rows = state.tokens.size() - 1;
+  std::string data = state.routed_experts;
+  data.resize(rows * per_token, '\xff');
   ObjectWriter routes;
   routes.Text("dtype", context.routes_are_u16 ? "uint16" : "uint8");
-  routes.Raw("shape", fmt::format("[{},{},{}]", state.routed_experts.size() / per_token,
-                                  context.route_layers, context.routes_per_token));
-  routes.Text("data_base64", absl::Base64Escape(state.routed_experts));
+  routes.Raw("shape",
+             fmt::format("[{},{},{}]", rows, context.route_layers, context.routes_per_token));
+  routes.Number("recorded", state.routed_experts.size() / per_token);
+  routes.Text("data_base64", absl::Base64Escape(data));
   writer->Raw("routed_experts", routes.Finish());
 }
 

@@ -38,7 +38,7 @@ struct TrajectoryState {
   std::vector<int32_t> tokens;     // prompt included
   std::vector<uint8_t> loss_mask;  // 1 = sampled
   std::vector<float> logprobs;     // 0 off mask
-  std::string routed_experts;      // sampled tokens only, in order; empty when not recorded
+  std::string routed_experts;  // of tokens 0.. in order, all but the last one; empty: not recorded
   std::vector<VersionSpan> version_spans;
   std::vector<Segment> segments;
   std::vector<CallState> calls;  // in the order in which they were issued

@@ -15,6 +15,7 @@ namespace {
 
 // How a value is shown in an error: its JSON text, cut to stay on one line.
 std::string Shown(const Json& value) {
+  if (value.is_number_float()) return fmt::format("{}", value.get<double>());  // JSON has no NaN
   std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
   constexpr size_t kMaxShown = 60;
   if (text.size() > kMaxShown) text = text.substr(0, kMaxShown) + "...";

@@ -91,7 +91,11 @@ class Scheduler {
   void StepOnce();
   void OnStepped(absl::Span<const engine::StepItem> items, const std::vector<LivePtr>& lives,
                  int64_t step_us);
-  std::string PackRoutes(const std::vector<uint16_t>& routes, size_t tokens) const;
+  // Bytes of one token's routes in a record.
+  size_t RouteBytes() const;
+  // Adds the routes of a step's tokens but the first `skip`, one byte an expert where that is
+  // enough.
+  void PackRoutes(const std::vector<uint16_t>& routes, size_t skip, std::string* out) const;
 
   std::unique_ptr<engine::Engine> engine_;
   replay::TrajectoryLog* log_;

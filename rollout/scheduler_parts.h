@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -18,6 +19,7 @@ struct Scheduler::Live {
   engine::SamplingParams sampling;
   uint64_t durable = 0;           // entries of the log that are
   uint64_t logged = 0;            // tokens that the log had when this process took over
+  std::string routes;             // packed, of tokens fed since the last sampled one
   bool runnable = false;          // the next step may decode it
   bool touched = false;           // has entries in the batch that is being collected
   bool outside = false;           // a call, a reward or a stop is under way on the pool
@@ -26,6 +28,11 @@ struct Scheduler::Live {
   bool sandbox_stopped = false;
   bool dead = false;  // its job failed, or it is retired: answers are dropped
   journal::Timing timing;
+
+  // Tokens whose experts are known, from the first on.
+  size_t routed(size_t bytes_each) const {
+    return (state.routed_experts.size() + routes.size()) / bytes_each;
+  }
 };
 
 struct Scheduler::ActiveJob {

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/clock.h"
 #include "engine/config.h"
@@ -36,7 +37,8 @@ void Scheduler::StepOnce() {
       item.sequence = live->sequence.get();
       item.tokens = absl::MakeConstSpan(live->state.tokens).subspan(fed, count);
       item.sampling = count == left ? &live->sampling : nullptr;
-      item.want_routes = live->job->spec()->routed_experts && count == left;
+      item.want_routes =
+          live->job->spec()->routed_experts && fed + count > live->routed(RouteBytes());
       if (fed < live->logged) live->job->prefilled_again += std::min(count, live->logged - fed);
       items.push_back(std::move(item));
       lives.push_back(live);
@@ -67,6 +69,11 @@ void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,
     } else {
       timing.set_decode_us(timing.decode_us() + step_us);
     }
+    if (items[i].want_routes) {
+      size_t end = static_cast<size_t>(live->sequence->length());
+      size_t begin = end - items[i].tokens.size();
+      PackRoutes(items[i].routes, live->routed(RouteBytes()) - begin, &live->routes);
+    }
     if (items[i].sampling == nullptr) continue;
     JobRun* job = live->job.get();
     uint64_t position = live->state.tokens.size();
@@ -78,26 +85,28 @@ void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,
     sampled->set_position(position);
     sampled->add_ids(items[i].sampled_id);
     sampled->add_logprobs(items[i].logprob);
-    if (items[i].want_routes) {
-      sampled->set_routed_experts(PackRoutes(items[i].routes, items[i].tokens.size()));
-    }
+    sampled->set_routed_experts(std::exchange(live->routes, {}));
     Write(live, std::move(entry));
     Advance(live);
   }
   for (JobRun* job : jobs) job->decode_us += step_us;
 }
 
-// The experts of the last fed token, whose pass sampled the new one; one byte each where that is
-// enough.
-std::string Scheduler::PackRoutes(const std::vector<uint16_t>& routes, size_t tokens) const {
-  size_t width = engine_->config().num_experts <= kMaxByteExperts ? 1 : 2;
-  size_t count = routes.size() / tokens;
-  std::string out;
-  for (size_t i = routes.size() - count; i < routes.size(); ++i) {
-    out.push_back(static_cast<char>(routes[i] & 0xff));
-    if (width == 2) out.push_back(static_cast<char>(routes[i] >> 8));
+size_t Scheduler::RouteBytes() const {
+  const engine::ModelConfig& config = engine_->config();
+  size_t width = config.num_experts <= kMaxByteExperts ? 1 : 2;
+  return static_cast<size_t>(config.num_layers * config.experts_per_token) * width;
+}
+
+void Scheduler::PackRoutes(const std::vector<uint16_t>& routes, size_t skip,
+                           std::string* out) const {
+  const engine::ModelConfig& config = engine_->config();
+  bool wide = config.num_experts > kMaxByteExperts;
+  size_t row = static_cast<size_t>(config.num_layers * config.experts_per_token);
+  for (size_t i = skip * row; i < routes.size(); ++i) {
+    out->push_back(static_cast<char>(routes[i] & 0xff));
+    if (wide) out->push_back(static_cast<char>(routes[i] >> 8));
   }
-  return out;
 }
 
 void Scheduler::DescribeEngine(journal::JobRecord* record) const {

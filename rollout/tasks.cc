@@ -62,7 +62,10 @@ absl::Status ReadTask(const Json& json, const std::string& where, const std::str
   }
   ReadMessages(fields, task);
   ReadTools(fields, job, task);
-  if (const Json* metadata = fields.Raw("metadata")) task->metadata_json = Dump(*metadata);
+  if (const Json* metadata = fields.Raw("metadata")) {
+    task->metadata_json = Dump(*metadata);
+    if (!metadata->is_object()) fields.Fail("metadata", "is not a table, allowed: a table");
+  }
   task->task_json = Dump(json);
   engine::ChatOptions options;
   options.mode = job.mode;

@@ -40,11 +40,12 @@ absl::StatusOr<ToolParameter> ReadParameter(const std::string& name, const Json&
         fmt::format("parameter \"{}\": its schema is not an object", name));
   }
   if (auto type = schema.find("type"); type != schema.end()) {
-    if (type->is_string()) out.types.push_back(type->get<std::string>());
-    if (type->is_array()) {
-      for (const Json& item : *type) {
-        if (item.is_string()) out.types.push_back(item.get<std::string>());
+    for (const Json& item : type->is_array() ? *type : Json::array({*type})) {
+      if (!item.is_string()) {
+        return absl::InvalidArgumentError(
+            fmt::format("parameter \"{}\": type is neither a name nor an array of names", name));
       }
+      out.types.push_back(item.get<std::string>());
     }
     static const std::vector<std::string> kTypes = {"string", "integer", "number", "boolean",
                                                     "array",  "object",  "null"};
@@ -105,6 +106,10 @@ absl::StatusOr<Tool> Tool::Make(std::string_view definition,
       tool.other_arguments_ = !other->is_boolean() || other->get<bool>();
     }
     if (auto properties = schema->find("properties"); properties != schema->end()) {
+      if (!properties->is_object()) {
+        return absl::InvalidArgumentError(
+            fmt::format("tool \"{}\": properties is not an object", tool.name_));
+      }
       for (const auto& [name, value] : properties->items()) {
         auto parameter = ReadParameter(name, value);
         if (!parameter.ok()) {
@@ -115,6 +120,10 @@ absl::StatusOr<Tool> Tool::Make(std::string_view definition,
       }
     }
     if (auto required = schema->find("required"); required != schema->end()) {
+      if (!required->is_array()) {
+        return absl::InvalidArgumentError(
+            fmt::format("tool \"{}\": required is not an array", tool.name_));
+      }
       for (const Json& name : *required) {
         auto found = std::find_if(tool.parameters_.begin(), tool.parameters_.end(),
                                   [&](const ToolParameter& p) { return name == p.name; });
