@@ -1,0 +1,218 @@
+// Goal: jobs are taken once, go on after a restart, and stop when told to. Method: the table on a
+// real journal and the tiny model; sandboxes that answer at once, or only when let.
+#include "rollout/job_table.h"
+
+#include <set>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/synchronization/notification.h"
+#include "rollout/text.h"
+#include "tests/unit/rollout/job_files.h"
+#include "tests/unit/rollout/play.h"
+#include "tests/unit/rollout/scratch_log.h"
+
+namespace reprise::rollout {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr absl::Duration kPatience = absl::Seconds(60);
+
+// Every command exits with 0; while held, calls wait until they are let go, their sandbox is
+// stopped (which ends them, as sandboxd does), or all is shut down.
+class HeldSandboxes final : public Sandboxes {
+ public:
+  absl::Status Create(const std::string&, const sandbox::SandboxSpec&) override {
+    return absl::OkStatus();
+  }
+  absl::StatusOr<CallOutput> Execute(const sandbox::ExecuteRequest& request) override {
+    absl::MutexLock lock(&mutex_);
+    ++calls_[request.call_id()];
+    auto go = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      return !held_ || down_ || stopped_.count(request.sandbox_id()) != 0;
+    };
+    mutex_.Await(absl::Condition(&go));
+    if (down_) return absl::CancelledError("shutting down");
+    if (stopped_.count(request.sandbox_id()) != 0) return Ended(sandbox::OUTCOME_CANCELLED);
+    return Exited(0, "1");
+  }
+  absl::Status Stop(const std::string& id) override {
+    absl::MutexLock lock(&mutex_);
+    stopped_.insert(id);
+    return absl::OkStatus();
+  }
+  void Shutdown() override {
+    absl::MutexLock lock(&mutex_);
+    down_ = true;
+  }
+  void Hold(bool held) {
+    absl::MutexLock lock(&mutex_);
+    held_ = held;
+  }
+  // Waits for the first call.
+  bool WaitCall() {
+    absl::MutexLock lock(&mutex_);
+    auto some = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return !calls_.empty(); };
+    return mutex_.AwaitWithTimeout(absl::Condition(&some), kPatience);
+  }
+
+ private:
+  absl::Mutex mutex_;
+  bool held_ ABSL_GUARDED_BY(mutex_) = false, down_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<std::string, int> calls_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> stopped_ ABSL_GUARDED_BY(mutex_);
+};
+
+const std::string kCommandJob = std::string(kJobTop) + "[limits]\nmax_tokens = 8\n" +
+                                "[reward]\nkind = \"command\"\ncommand = [\"judge\"]\n";
+
+class JobTableTest : public testing::Test {
+ protected:
+  void SetUp() override { Restart(); }
+  void TearDown() override { End(); }
+  void End() {
+    if (sandboxes_) sandboxes_->Shutdown();
+    table_.reset();
+    sandboxes_.reset();
+  }
+  void Restart() {
+    End();
+    sandboxes_ = std::make_unique<HeldSandboxes>();
+    table_ = std::make_unique<JobTable>(log_.get(), journal::DURABILITY_NONE, sandboxes_.get(), 1);
+  }
+  absl::StatusOr<std::shared_ptr<JobRun>> Submit(const std::string& toml,
+                                                 const std::string& id = "") {
+    return table_->Submit(toml, files_.path(), id, "job.toml");
+  }
+  static bool WaitFor(const JobRun& run, const std::function<bool()>& done) {
+    absl::Time deadline = absl::Now() + kPatience;
+    while (!done()) {
+      uint64_t seen = run.version();
+      if (done()) return true;
+      if (absl::Now() > deadline) return false;
+      run.WaitChange(seen, absl::Milliseconds(100));
+    }
+    return true;
+  }
+  static bool WaitState(const JobRun& run, journal::JobState state) {
+    return WaitFor(run, [&] { return run.Is(state); });
+  }
+
+  JobFiles files_;
+  ScratchLog log_;
+  std::unique_ptr<HeldSandboxes> sandboxes_;
+  std::unique_ptr<JobTable> table_;
+};
+
+TEST_F(JobTableTest, TheSameContentIsTheSameJob) {
+  auto first = Submit(kCommandJob);
+  ASSERT_TRUE(first.ok()) << first.status();
+  auto again = Submit(kCommandJob);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(first->get(), again->get());
+  ASSERT_TRUE(WaitState(**first, journal::JOB_STATE_COMPLETED));
+  Restart();
+  ASSERT_TRUE(table_->ResumeAll().ok());
+  auto later = Submit(kCommandJob);
+  ASSERT_TRUE(later.ok()) << later.status();
+  EXPECT_TRUE((*later)->Is(journal::JOB_STATE_COMPLETED));
+  EXPECT_EQ((*later)->decoded, 0u);
+  EXPECT_EQ(table_->List()->size(), 1u);
+
+  absl::Status other = Submit(kCommandJob + "\n# more\n").status();
+  EXPECT_EQ(other.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(other), HasSubstr("job \"j\" exists with another job file, task set"));
+  auto named = Submit(kCommandJob, "other");
+  ASSERT_TRUE(named.ok()) << named.status();
+  EXPECT_EQ((*named)->id(), "other");
+  ASSERT_TRUE(WaitState(**named, journal::JOB_STATE_COMPLETED));
+}
+
+TEST_F(JobTableTest, ARefusedJobLeavesNothing) {
+  EXPECT_EQ(Submit("id = 5\n").status().code(), absl::StatusCode::kInvalidArgument);
+  files_.Write("empty", "");
+  std::filesystem::create_directory(files_.path() + "/nothing");
+  std::string toml = kCommandJob;
+  toml.replace(toml.find("\"model\""), 7, "\"nothing\"");
+  EXPECT_THAT(Message(Submit(toml).status()), HasSubstr("nothing/config.json"));
+  EXPECT_TRUE(table_->List()->empty());
+  absl::Status unknown = table_->Pause("nobody");
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(Message(unknown), HasSubstr("`reprise rollout ls` lists"));
+}
+
+TEST_F(JobTableTest, PausedJobsWaitAndResumedOnesEnd) {
+  sandboxes_->Hold(true);
+  auto run = Submit(kCommandJob);
+  ASSERT_TRUE(run.ok()) << run.status();
+  ASSERT_TRUE(sandboxes_->WaitCall());
+  ASSERT_TRUE(table_->Pause("j").ok());
+  EXPECT_EQ(table_->Pause("j").code(), absl::StatusCode::kFailedPrecondition);
+  sandboxes_->Hold(false);
+  // The call that was under way is recorded; nothing after it leaves the process.
+  ASSERT_TRUE(WaitFor(**run, [&] {
+    auto entries = log_->Read("j/000000/0");
+    return entries.ok() && entries->back().has_reward();
+  }));
+  EXPECT_TRUE((*run)->Is(journal::JOB_STATE_PAUSED));
+  EXPECT_FALSE((*run)->AllSealed());
+  ASSERT_TRUE(table_->Resume("j").ok());
+  ASSERT_TRUE(WaitState(**run, journal::JOB_STATE_COMPLETED));
+  EXPECT_EQ((*run)->summary(0).reward, 1.0f);
+}
+
+TEST_F(JobTableTest, CancelledJobsAreSealedAsAborted) {
+  sandboxes_->Hold(true);
+  auto run = Submit("group_size = 3\n" + kCommandJob);
+  ASSERT_TRUE(run.ok()) << run.status();
+  ASSERT_TRUE(sandboxes_->WaitCall());
+  ASSERT_TRUE(table_->Cancel("j").ok());
+  ASSERT_TRUE(WaitFor(**run, [&] { return (*run)->AllSealed(); }));
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ((*run)->summary(i).status, "aborted");
+    EXPECT_FALSE((*run)->summary(i).has_reward);
+  }
+  EXPECT_EQ(table_->Cancel("j").code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(table_->Resume("j").code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(JobTableTest, UnfinishedJobsGoOnAfterARestart) {
+  sandboxes_->Hold(true);
+  auto run = Submit(kCommandJob);
+  ASSERT_TRUE(run.ok()) << run.status();
+  ASSERT_TRUE(sandboxes_->WaitCall());
+  size_t tokens = (*run)->summary(0).tokens;
+  Restart();
+  ASSERT_TRUE(table_->ResumeAll().ok());
+  run = table_->Find("j");
+  ASSERT_TRUE(run.ok()) << run.status();
+  ASSERT_TRUE(WaitState(**run, journal::JOB_STATE_COMPLETED));
+  EXPECT_EQ((*run)->summary(0).tokens, tokens);
+  EXPECT_EQ((*run)->resumed, 1u);
+  EXPECT_EQ((*run)->decoded_again, 0u);
+}
+
+TEST_F(JobTableTest, AJobWhoseTasksChangedFailsWithTheReasonAndCanComeBack) {
+  sandboxes_->Hold(true);
+  auto run = Submit(kCommandJob);
+  ASSERT_TRUE(run.ok()) << run.status();
+  ASSERT_TRUE(sandboxes_->WaitCall());
+  files_.Write("tasks.jsonl", "{\"id\": \"t\", \"prompt\": \"Other.\"}\n");
+  Restart();
+  ASSERT_TRUE(table_->ResumeAll().ok());
+  run = table_->Find("j");
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_TRUE((*run)->Is(journal::JOB_STATE_FAILED));
+  EXPECT_THAT((*run)->record().message(), HasSubstr("the task set or a tool definition changed"));
+  EXPECT_EQ((*run)->spec(), nullptr);
+  files_.Write("tasks.jsonl", kOneTask);
+  ASSERT_TRUE(table_->Resume("j").ok());
+  run = table_->Find("j");
+  ASSERT_TRUE(run.ok());
+  ASSERT_TRUE(WaitState(**run, journal::JOB_STATE_COMPLETED));
+}
+
+}  // namespace
+}  // namespace reprise::rollout

@@ -1,0 +1,87 @@
+// Goal: a reward is what the judge said, and a judge that failed gives none, never 0. Method: every
+// way in which a command can end.
+#include "rollout/reward.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/unit/rollout/play.h"
+
+namespace reprise::rollout {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(MatchReward, ComparesWithoutOuterWhiteSpace) {
+  RewardSpec spec;
+  spec.answer = " 42\n";
+  EXPECT_EQ(MatchReward(spec, "\t42 ").value(), 1.0f);
+  EXPECT_EQ(MatchReward(spec, "4 2").value(), 0.0f);
+  EXPECT_TRUE(MatchReward(spec, "").has_value());
+  EXPECT_EQ(MatchReward(spec, "").value(), 0.0f);
+}
+
+TEST(CommandReward, ExitCodesAndLastLine) {
+  auto value = [](int code, const std::string& out) {
+    journal::RewardDone done = CommandReward(Exited(code, out));
+    EXPECT_TRUE(done.has_value()) << out;
+    EXPECT_EQ(done.failure(), "");
+    return done.value();
+  };
+  EXPECT_EQ(value(0, ""), 1.0f);
+  EXPECT_EQ(value(0, "log\n0.5\n"), 0.5f);
+  EXPECT_EQ(value(0, "-3e2"), -300.0f);
+  EXPECT_EQ(value(0, "0.5\nall good\n"), 1.0f);
+  EXPECT_EQ(value(0, "nan"), 1.0f);
+  EXPECT_EQ(value(0, "inf"), 1.0f);
+  EXPECT_EQ(value(1, "0.9"), 0.0f);
+}
+
+TEST(CommandReward, WhatIsNoJudgementGivesNone) {
+  for (int code : {2, 126, 127, 255}) {
+    journal::RewardDone done = CommandReward(Exited(code, "1"));
+    EXPECT_FALSE(done.has_value());
+    EXPECT_THAT(done.failure(), HasSubstr("exited with code " + std::to_string(code)));
+  }
+  for (int outcome = sandbox::OUTCOME_SIGNALED; outcome <= sandbox::OUTCOME_CANCELLED; ++outcome) {
+    CallOutput output = Ended(static_cast<sandbox::Outcome>(outcome), "1");
+    output.result.set_message("why \xff");
+    journal::RewardDone done = CommandReward(output);
+    EXPECT_FALSE(done.has_value()) << outcome;
+    EXPECT_THAT(done.failure(), HasSubstr(sandbox::Outcome_Name(output.result.outcome())));
+    EXPECT_THAT(done.failure(), HasSubstr("why \xEF\xBF\xBD"));
+  }
+}
+
+TEST(RewardRequest, GivesTaskResponseAndMetadata) {
+  JobFiles files;
+  files.Write(
+      "tasks.jsonl",
+      R"({"id": "t", "prompt": "p", "metadata": {"answer": "4"}, "reward": {"kind": "command", "command": ["judge", "-x"], "env": {"E": "1"}, "limits": {"timeout_ms": 9}}})"
+      "\n");
+  auto job = files.Load(kJobTop);
+  ASSERT_TRUE(job.ok()) << job.status();
+  std::string response = std::string("a\0b", 3) + "\xff" + std::string(kMaxResponseEnvBytes, 'z');
+  auto request = RewardRequest((*job)->tasks[0], "j/000000/0", response);
+  EXPECT_EQ(request.sandbox_id(), "j/000000/0");
+  EXPECT_EQ(request.argv_size(), 2);
+  EXPECT_EQ(request.limits().timeout_ms(), 9u);
+  auto input = nlohmann::json::parse(request.stdin());
+  EXPECT_EQ(input["task"]["id"], "t");
+  EXPECT_EQ(input["metadata"]["answer"], "4");
+  const std::string text = input["response"];
+  EXPECT_EQ(text.substr(0, 6), std::string("a\0b", 3) + "\xEF\xBF\xBD");
+  ASSERT_EQ(request.env_size(), 3);
+  EXPECT_EQ(request.env(0).name(), "REPRISE_RESPONSE");
+  EXPECT_EQ(request.env(0).value(), std::string(kMaxResponseEnvBytes, 'z'));
+  EXPECT_EQ(request.env(1).value(), "j/000000/0/reward/0");
+  EXPECT_EQ(request.env(2).name(), "E");
+
+  auto small = RewardRequest((*job)->tasks[0], "j/000000/0", std::string("a\0b", 3));
+  EXPECT_EQ(small.env(0).value(), "a b");
+}
+
+}  // namespace
+}  // namespace reprise::rollout
