@@ -115,7 +115,12 @@ class FunctionTier final : public Substrate {
     if (!spec.runtime().empty()) return refuse("runtime");
     if (!spec.user().empty()) return refuse("user");
     std::string note;
-    RETURN_IF_ERROR(supply_->usable(&note));
+    const absl::Status usable = supply_->usable(&note);
+    // Not UNAVAILABLE: clients would wait for a tier that only another start of the daemon brings.
+    if (!usable.ok()) {
+      return absl::FailedPreconditionError(
+          fmt::format("the function tier is not usable here: {}", std::string(usable.message())));
+    }
     return std::string(kSandboxPlacement);
   }
   absl::Status RecoverSandbox(const SandboxRef& sandbox) override { return absl::OkStatus(); }
