@@ -31,7 +31,8 @@ inline const char kRunShell[] = R"(["/bin/sh", "-c", "{command}"])";
 class Daemons {
  public:
   // Goes on with what is in `state`.
-  explicit Daemons(const std::string& state, int threads = 2);
+  explicit Daemons(const std::string& state, int threads = 2,
+                   const std::string& helper_dir = REPRISE_BIN_DIR);
   const std::string& address() const { return embedded_->rollout_address(); }
   wire::RolloutService::Stub* stub() { return stub_.get(); }
 

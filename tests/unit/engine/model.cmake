@@ -1,4 +1,4 @@
 # Tests of reprise::engine.
 reprise_test(model_test SOURCES model_test.cc LIBS reprise::engine nlohmann_json::nlohmann_json TIMEOUT 600)
-reprise_test(bad_model_test SOURCES bad_model_test.cc
+reprise_test(bad_model_test SOURCES bad_config_test.cc bad_weights_test.cc
   LIBS reprise::engine nlohmann_json::nlohmann_json)
