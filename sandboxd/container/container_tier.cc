@@ -32,6 +32,7 @@ constexpr char kContainerdNamespace[] = "reprise";
 constexpr char kAgentName[] = "reprise-agent";
 constexpr int64_t kDescribeFreshUs = 1'000'000;
 constexpr int64_t kPingMs = 10'000;
+constexpr int kPauseTries = 5;
 
 // What a limit of 0 means.
 sandbox::Limits DefaultLimits() {
@@ -142,8 +143,16 @@ class ContainerTier final : public Substrate {
 
   absl::Status PauseSandbox(const SandboxRef& sandbox) override {
     ASSIGN_OR_RETURN(const TaskInfo task, Task(sandbox));
-    return task.state == TaskState::kPaused ? absl::OkStatus()
-                                            : client_.PauseTask(sandbox.placement);
+    if (task.state == TaskState::kPaused) return absl::OkStatus();
+    // On a busy host runc gives up when the freezer of cgroup v1 has not caught every process in a
+    // few rounds, and leaves the container running.
+    absl::Status paused = client_.PauseTask(sandbox.placement);
+    for (int tries = 1; tries < kPauseTries && !paused.ok(); ++tries) {
+      ASSIGN_OR_RETURN(const TaskInfo now, Task(sandbox));
+      if (now.state != TaskState::kRunning) break;
+      paused = client_.PauseTask(sandbox.placement);
+    }
+    return paused;
   }
   absl::Status ResumeSandbox(const SandboxRef& sandbox) override {
     ASSIGN_OR_RETURN(const TaskInfo task, Task(sandbox));

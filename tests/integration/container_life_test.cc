@@ -32,8 +32,8 @@ TEST_F(ContainerLifeTest, PausesAndResumes) {
       Start(box, Shell(box, "echo up; while [ ! -e /work/go ]; do :; done; echo went"));
   ASSERT_NE(running.call, nullptr);
   EXPECT_TRUE(running.recording->WaitForText("up\n"));
-  ASSERT_TRUE(tier_->PauseSandbox(box.ref()).ok());
-  ASSERT_TRUE(tier_->PauseSandbox(box.ref()).ok()) << "pausing twice is one pause";
+  ASSERT_EQ(tier_->PauseSandbox(box.ref()), absl::OkStatus());
+  ASSERT_EQ(tier_->PauseSandbox(box.ref()), absl::OkStatus()) << "pausing twice is one pause";
   EXPECT_EQ(client_.GetTask(box.placement)->state, TaskState::kPaused);
   EXPECT_TRUE(tier_->RecoverSandbox(box.ref()).ok()) << "a frozen sandbox is not lost";
   ASSERT_TRUE(tier_->ResumeSandbox(box.ref()).ok());
