@@ -57,7 +57,7 @@ class DaemonImpl final : public Daemon {
     ASSIGN_OR_RETURN(sandboxes_, ConnectSandboxes(options.sandbox_address));
     jobs_ = std::make_unique<JobTable>(log_.get(), ToRecord(options.durability), sandboxes_.get(),
                                        options.threads);
-    RETURN_IF_ERROR(jobs_->ResumeAll());
+    if (options.resume_jobs) RETURN_IF_ERROR(jobs_->ResumeAll());
     return Listen(options.listen);
   }
 

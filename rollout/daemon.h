@@ -19,11 +19,14 @@ struct DaemonOptions {
   std::string sandbox_address;      // of sandboxd
   storage::Durability durability = storage::Durability::kFsync;
   int threads = 0;  // of the engine; 0 = one a core
+  bool resume_jobs =
+      true;  // false: journals are read and jobs' states set, nothing runs on its own
 };
 
 class Daemon {
  public:
-  // Opens the journal, goes on with every unfinished job, listens.
+  // Opens the journal, goes on with every unfinished job, listens. UNAVAILABLE when another process
+  // holds the journal.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const DaemonOptions& options);
   virtual ~Daemon() = default;
   virtual const std::vector<std::string>& addresses() const = 0;  // as bound

@@ -1,10 +1,19 @@
 #include "rollout/embedded.h"
 
 #include <filesystem>
+#include <utility>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "base/status_macros.h"
 
 namespace reprise::rollout {
+namespace {
+
+constexpr absl::Duration kJournalPatience = absl::Seconds(5);
+constexpr absl::Duration kJournalRetry = absl::Milliseconds(50);
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions& options) {
   std::error_code error;
@@ -16,6 +25,8 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   sandboxd::DaemonOptions sandbox;
   sandbox.state_dir = state + "/sandboxd";
   sandbox.listen = {"unix:" + state + "/sandboxd.sock"};
+  sandbox.listen.insert(sandbox.listen.end(), options.listen.begin(), options.listen.end());
+  sandbox.token_file = options.token_file;
   sandbox.durability = options.durability;
   sandbox.bind_roots = options.bind_roots;
   sandbox.helper_dir = options.helper_dir;
@@ -26,8 +37,17 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   rollout.sandbox_address = embedded->sandbox_address();
   rollout.durability = options.durability;
   rollout.threads = options.threads;
-  ASSIGN_OR_RETURN(embedded->rolloutd_, Daemon::Start(rollout));
-  return embedded;
+  // STATE is ours: who else has its journal open only reads it, and soon is done.
+  absl::Time deadline = absl::Now() + kJournalPatience;
+  while (true) {
+    auto rolloutd = Daemon::Start(rollout);
+    if (absl::IsUnavailable(rolloutd.status()) && absl::Now() < deadline) {
+      absl::SleepFor(kJournalRetry);
+      continue;
+    }
+    ASSIGN_OR_RETURN(embedded->rolloutd_, std::move(rolloutd));
+    return embedded;
+  }
 }
 
 }  // namespace reprise::rollout

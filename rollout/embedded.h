@@ -19,16 +19,20 @@ struct EmbeddedOptions {
   int threads = 0;                      // of the engine; 0 = one a core
   std::vector<std::string> bind_roots;  // host directories below which sandboxes may bind
   std::string helper_dir;               // as sandboxd's
+  std::vector<std::string> listen;      // addresses of sandboxd beside STATE/sandboxd.sock
+  std::string token_file;               // as sandboxd's
 };
 
 class Embedded {
  public:
   // Goes on with every unfinished job of STATE. REQUIRES: the process has no other threads yet.
-  // UNAVAILABLE when another process holds STATE.
+  // FAILED_PRECONDITION or UNAVAILABLE when another process holds STATE.
   static absl::StatusOr<std::unique_ptr<Embedded>> Start(const EmbeddedOptions& options);
 
   const std::string& sandbox_address() const { return sandboxd_->addresses()[0]; }
   const std::string& rollout_address() const { return rolloutd_->addresses()[0]; }
+  // All that sandboxd listens on, as bound.
+  const std::vector<std::string>& sandbox_addresses() const { return sandboxd_->addresses(); }
 
  private:
   Embedded() = default;

@@ -108,8 +108,8 @@ int main(int argc, char** argv) {
   }
   pthread_sigmask(SIG_UNBLOCK, &signals,
                   nullptr);  // a signal ends a one-job run; the same command goes on
-  job.address = (*daemon)->addresses()[0];
-  auto done = reprise::rollout::RunJob(job);
+  auto client = reprise::rollout::RolloutClient::Connect((*daemon)->addresses()[0]);
+  auto done = reprise::rollout::RunJob(client.get(), job);
   if (!done.ok()) return Fail(done.status());
   const auto& ended = done->job;
   std::cout << fmt::format(

@@ -4,15 +4,14 @@
 
 #include <functional>
 #include <string>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "reprise/rollout/v1/rollout.pb.h"
+#include "rollout/client.h"
 
 namespace reprise::rollout {
 
 struct RunJobOptions {
-  std::string address;   // of rolloutd
   std::string job_file;  // TOML; RunJob only
   std::string job_id;   // RunJob: overrides the id in the file when not empty; FinishJob: which job
   std::string out_dir;  // receives trajectories.jsonl, made when missing
@@ -27,13 +26,16 @@ struct RunJobSummary {
   double tokens_per_second = 0;     // sampled by this run, over the time it spent decoding
 };
 
-// Submits (again: the same content is the same job), waits until it ends, and replaces
-// OUT/trajectories.jsonl in one step by its sealed trajectories, ordered by group and sample.
-// ABORTED with the job's own message when it failed.
-absl::StatusOr<RunJobSummary> RunJob(const RunJobOptions& options);
+// Submits (again: the same content is the same job; one that was paused or failed is taken up),
+// waits until it ends, and replaces OUT/trajectories.jsonl in one step by its sealed trajectories,
+// ordered by group and sample. ABORTED with the job's own message when it failed.
+absl::StatusOr<RunJobSummary> RunJob(RolloutClient* client, const RunJobOptions& options);
 // The same for a job that the daemon has.
-absl::StatusOr<RunJobSummary> FinishJob(const RunJobOptions& options);
-// The jobs of the daemon, ordered by id.
-absl::StatusOr<std::vector<::reprise::rollout::v1::Job>> ListJobs(const std::string& address);
+absl::StatusOr<RunJobSummary> FinishJob(RolloutClient* client, const RunJobOptions& options);
+// Replaces `path` in one step by the sealed trajectories of a job.
+absl::Status ExportJob(RolloutClient* client, const ::reprise::rollout::v1::ExportRequest& request,
+                       const std::string& path);
+// Tokens a second that the daemon sampled for this job; 0 when it sampled none.
+double TokensPerSecond(const ::reprise::rollout::v1::Job& job);
 
 }  // namespace reprise::rollout

@@ -1,0 +1,136 @@
+// `reprise sandbox` and `reprise image`: their options. What they do is in sandbox_verbs.h.
+#include <memory>
+
+#include "clients/cli/commands.h"
+#include "clients/cli/limit_options.h"
+#include "clients/cli/options.h"
+#include "clients/cli/sandbox_verbs.h"
+
+namespace reprise::cli {
+namespace {
+
+using Options = std::shared_ptr<SandboxOptions>;
+using Action = absl::StatusOr<int> (*)(const Context&, const SandboxOptions&);
+
+CLI::App* Add(CLI::App& group, Context& context, const std::string& name,
+              const std::string& description, const Options& options, Action action) {
+  CLI::App* leaf = AddLeaf(group, name, description, context,
+                           [&context, options, action] { return action(context, *options); });
+  SandboxTarget& target = options->target;
+  AddState(*leaf, target.state, "state directory of the running daemon");
+  leaf->add_option("--server", target.server, "address of sandboxd, unix:/PATH or HOST:PORT")
+      ->type_name("ADDR");
+  leaf->add_option("--token-file", target.token_file, "file with the token for HOST:PORT")
+      ->type_name("FILE");
+  return leaf;
+}
+
+void AddEnvOptions(CLI::App& leaf, SandboxOptions& options) {
+  leaf.add_option("--env", options.env, "environment variable; repeatable")
+      ->type_name("NAME=VALUE")
+      ->allow_extra_args(false);
+  leaf.add_option("--secret", options.secrets,
+                  "environment variable that the journal never holds in clear; repeatable")
+      ->type_name("NAME=VALUE")
+      ->allow_extra_args(false);
+}
+
+void AddCreate(CLI::App& group, Context& context) {
+  auto options = std::make_shared<SandboxOptions>();
+  CLI::App* leaf =
+      Add(group, context, "create", "make a sandbox, and print its id", options, CreateSandbox);
+  sandbox_wire::SandboxSpec& spec = options->spec;
+  leaf->add_option("--tier", options->tier, "function, container, microvm or vm")
+      ->required()
+      ->type_name("TIER");
+  leaf->add_option("--id", options->ids, "id to give; default: one is made up")
+      ->expected(1)
+      ->type_name("ID");
+  AddText(*leaf, "--image", "NAME", "image to start from, as `image ls` shows it",
+          [&spec](const std::string& text) { spec.set_image(text); });
+  AddText(*leaf, "--user", "NAME", "user inside",
+          [&spec](const std::string& text) { spec.set_user(text); });
+  AddText(*leaf, "--workdir", "PATH", "working directory of calls; default /work",
+          [&spec](const std::string& text) { spec.set_working_dir(text); });
+  AddText(*leaf, "--runtime", "NAME", "container tier: runtime class; default runc",
+          [&spec](const std::string& text) { spec.set_runtime(text); });
+  leaf->add_option("--bind", options->binds,
+                   "host directory to show inside, HOST:INSIDE, writable with :rw; repeatable")
+      ->type_name("BIND")
+      ->allow_extra_args(false);
+  leaf->add_option("--label", options->labels, "label of your own; repeatable")
+      ->type_name("NAME=VALUE")
+      ->allow_extra_args(false);
+  AddEnvOptions(*leaf, *options);
+  AddLimitOptions(*leaf, *spec.mutable_limits());
+}
+
+void AddExec(CLI::App& group, Context& context) {
+  auto options = std::make_shared<SandboxOptions>();
+  CLI::App* leaf = Add(group, context, "exec",
+                       "run a command in a sandbox; exits as the command does, or with 1 and one "
+                       "line when it did not exit",
+                       options, ExecInSandbox);
+  sandbox_wire::ExecuteRequest& request = options->request;
+  leaf->add_option("SANDBOX", options->ids, "id, as `sandbox ls` shows it")
+      ->required()
+      ->expected(1);
+  leaf->add_option("COMMAND", options->words, "command and its arguments, after --");
+  leaf->add_flag("-i,--stdin", options->forward_stdin, "forward standard input to the command");
+  leaf->add_option("--call-id", options->call_id,
+                   "name of the call; the same name again answers from the journal")
+      ->type_name("ID");
+  AddText(*leaf, "--workdir", "PATH", "working directory; default: the sandbox's",
+          [&request](const std::string& text) { request.set_working_dir(text); });
+  AddText(*leaf, "--user", "NAME", "run as; default: the sandbox's",
+          [&request](const std::string& text) { request.set_user(text); });
+  AddEnvOptions(*leaf, *options);
+  AddLimitOptions(*leaf, *request.mutable_limits());
+}
+
+CLI::App* AddWithIds(CLI::App& group, Context& context, const std::string& name,
+                     const std::string& description, const std::string& what, Action action) {
+  auto options = std::make_shared<SandboxOptions>();
+  CLI::App* leaf = Add(group, context, name, description, options, action);
+  leaf->add_option(what, options->ids, "which; several may be given")->required();
+  return leaf;
+}
+
+}  // namespace
+
+void AddSandboxCommands(CLI::App& app, Context& context) {
+  CLI::App* group = AddGroup(app, "sandbox", "make sandboxes and run commands in them");
+  Add(*group, context, "tiers", "show the kinds of sandbox that this host has",
+      std::make_shared<SandboxOptions>(), ShowTiers);
+  AddCreate(*group, context);
+  AddExec(*group, context);
+  Add(*group, context, "ls", "list sandboxes", std::make_shared<SandboxOptions>(), ListSandboxes);
+  auto logs = std::make_shared<SandboxOptions>();
+  CLI::App* leaf = Add(*group, context, "logs",
+                       "list the calls of a sandbox, or show what one printed", logs, ShowLogs);
+  leaf->add_option("SANDBOX", logs->ids, "id of the sandbox")->required()->expected(1);
+  leaf->add_option("CALL", logs->call_id, "id of the call");
+  auto copy = std::make_shared<SandboxOptions>();
+  leaf = Add(*group, context, "cp", "copy a file into or out of a sandbox", copy, CopyFile);
+  leaf->add_option("FROM", copy->from, "file here, or SANDBOX:PATH")->required();
+  leaf->add_option("TO", copy->to, "SANDBOX:PATH, or file here")->required();
+  AddWithIds(*group, context, "pause", "freeze sandboxes", "SANDBOX", PauseSandboxes);
+  AddWithIds(*group, context, "resume", "let frozen sandboxes go on", "SANDBOX", ResumeSandboxes);
+  AddWithIds(*group, context, "rm", "stop sandboxes and remove what they hold; their logs stay",
+             "SANDBOX", RemoveSandboxes);
+}
+
+void AddImageCommands(CLI::App& app, Context& context) {
+  CLI::App* group = AddGroup(app, "image", "images that sandboxes start from");
+  auto import = std::make_shared<SandboxOptions>();
+  CLI::App* leaf = Add(*group, context, "import", "bring in an image", import, ImportImage);
+  leaf->add_option("NAME", import->to, "name to give")->required();
+  leaf->add_option("PATH", import->from,
+                   "on the daemon's machine: a directory with a root file system, an OCI layout, "
+                   "or an archive (tar)")
+      ->required();
+  Add(*group, context, "ls", "list images", std::make_shared<SandboxOptions>(), ListImages);
+  AddWithIds(*group, context, "rm", "remove images", "NAME", RemoveImages);
+}
+
+}  // namespace reprise::cli

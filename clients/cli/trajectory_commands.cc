@@ -1,0 +1,134 @@
+// `reprise trajectory`: what the journal has of each trajectory, whether or not a daemon runs.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/fd.h"
+#include "base/status_macros.h"
+#include "clients/cli/commands.h"
+#include "clients/cli/daemons.h"
+#include "clients/cli/options.h"
+#include "clients/cli/output.h"
+#include "clients/cli/wire_json.h"
+#include "rollout/run_job.h"
+
+namespace reprise::cli {
+namespace {
+
+struct Options {
+  RolloutTarget target;
+  std::string job_id, trajectory_id, out;
+  bool without_timing = false;
+};
+
+std::string Reward(const rollout_wire::Trajectory& trajectory) {
+  return trajectory.has_reward() ? fmt::format("{:.4f}", trajectory.reward()) : "-";
+}
+
+absl::StatusOr<int> List(const Context& context, const Options& options) {
+  ASSIGN_OR_RETURN(RolloutAccess access, OpenToRead(options.target));
+  ASSIGN_OR_RETURN(rollout_wire::ListTrajectoriesResponse list,
+                   access.client->ListTrajectories(options.job_id));
+  if (context.json) {
+    Json out = Json::array();
+    for (const auto& one : list.trajectories()) out.push_back(ToJson(one));
+    PrintJson(out);
+    return kExitDone;
+  }
+  Table table(
+      {"TRAJECTORY", "TASK", "STATUS", "STOPPED BY", "TOKENS", "SAMPLED", "CALLS", "REWARD"});
+  for (const auto& one : list.trajectories()) {
+    table.Add({one.trajectory_id(), one.task_id(), one.status(), one.stop_reason(),
+               Count(one.tokens()), Count(one.sampled()), Count(one.calls()), Reward(one)});
+  }
+  Print(table.empty() ? "no trajectories yet\n" : table.Render());
+  return kExitDone;
+}
+
+absl::StatusOr<int> Show(const Context& context, const Options& options) {
+  ASSIGN_OR_RETURN(RolloutAccess access, OpenToRead(options.target));
+  ASSIGN_OR_RETURN(rollout_wire::Trajectory one,
+                   access.client->GetTrajectory(options.trajectory_id));
+  if (context.json) {
+    Json out = ToJson(one);
+    out["log"] = std::vector<std::string>(one.log().begin(), one.log().end());
+    out["record"] = one.record_json().empty() ? Json() : Json::parse(one.record_json());
+    PrintJson(out);
+    return kExitDone;
+  }
+  Facts facts;
+  facts.Add("task", one.task_id());
+  facts.Add("status", one.stop_reason().empty()
+                          ? one.status()
+                          : fmt::format("{} ({})", one.status(), one.stop_reason()));
+  facts.Add("tokens",
+            fmt::format("{}, {} of them sampled", Count(one.tokens()), Count(one.sampled())));
+  facts.Add("tool calls", Count(one.calls()));
+  facts.Add("reward", Reward(one));
+  std::string text = fmt::format("trajectory {}\n{}\n", one.trajectory_id(), facts.Render());
+  for (const std::string& line : one.log()) text += line + "\n";
+  Print(text);
+  return kExitDone;
+}
+
+absl::StatusOr<int> Export(const Context& context, const Options& options) {
+  ASSIGN_OR_RETURN(RolloutAccess access, OpenToRead(options.target));
+  rollout_wire::ExportRequest request;
+  request.set_job_id(options.job_id);
+  request.set_without_timing(options.without_timing);
+  ASSIGN_OR_RETURN(rollout_wire::Job job, access.client->Get(options.job_id));
+  if (options.out == "-") {
+    RETURN_IF_ERROR(access.client->Export(request, [](const auto& record) {
+      return base::WriteAll(STDOUT_FILENO, record.json() + "\n", "cannot write to stdout");
+    }));
+    return kExitDone;
+  }
+  RETURN_IF_ERROR(rollout::ExportJob(access.client.get(), request, options.out));
+  if (context.json) {
+    PrintJson({{"job_id", job.job_id()}, {"sealed", job.sealed()}, {"output", options.out}});
+  } else {
+    Print(fmt::format("{} of {} trajectories of job {} written to {}\n", Count(job.sealed()),
+                      Count(job.trajectories()), job.job_id(), options.out));
+  }
+  return kExitDone;
+}
+
+CLI::App* Add(CLI::App& group, Context& context, const std::string& name,
+              const std::string& description, const std::shared_ptr<Options>& options,
+              absl::StatusOr<int> (*action)(const Context&, const Options&)) {
+  CLI::App* leaf = AddLeaf(group, name, description, context,
+                           [&context, options, action] { return action(context, *options); });
+  AddState(*leaf, options->target.state, "state directory; a daemon that serves it is used");
+  leaf->add_option("--server", options->target.server,
+                   "address of a running rolloutd, e.g. unix:/PATH")
+      ->type_name("ADDR");
+  return leaf;
+}
+
+}  // namespace
+
+void AddTrajectoryCommands(CLI::App& app, Context& context) {
+  CLI::App* group = AddGroup(app, "trajectory", "look at trajectories, and export them");
+
+  auto list = std::make_shared<Options>();
+  CLI::App* leaf = Add(*group, context, "ls", "list trajectories", list, List);
+  leaf->add_option("--job", list->job_id, "of this job alone")->type_name("JOB");
+
+  auto show = std::make_shared<Options>();
+  leaf = Add(*group, context, "show", "show one trajectory, entry by entry", show, Show);
+  leaf->add_option("ID", show->trajectory_id, "trajectory id, as `trajectory ls` shows it")
+      ->required();
+
+  auto save = std::make_shared<Options>();
+  leaf = Add(*group, context, "export", "write the finished trajectories of a job", save, Export);
+  leaf->add_option("--job", save->job_id, "which job")->required()->type_name("JOB");
+  leaf->add_option("--out", save->out, "file for one rollout.v1 record a line; - = stdout")
+      ->required()
+      ->type_name("FILE");
+  leaf->add_flag("--without-timing", save->without_timing,
+                 "leave out the fields that differ between two runs");
+}
+
+}  // namespace reprise::cli
