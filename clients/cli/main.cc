@@ -42,17 +42,18 @@ int main(int argc, char** argv) {
   reprise::cli::AddTrajectoryCommands(app, context);
   reprise::cli::AddSandboxCommands(app, context);
   reprise::cli::AddImageCommands(app, context);
-  // reprise::cli::AddBulkCommands(app, context);
-  // reprise::cli::AddModelCommands(app, context);
-  // reprise::cli::AddChatCommands(app, context);
+  reprise::cli::AddBulkCommands(app, context);
+  reprise::cli::AddModelCommands(app, context);
+  reprise::cli::AddChatCommands(app, context);
   reprise::cli::AddUpCommand(app, context);
-  // reprise::cli::AddDoctorCommand(app, context);
+  reprise::cli::AddDoctorCommand(app, context);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     // "A subcommand is required" is no answer to a misspelt one.
     std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
+    std::erase(unknown, "--");
     return Fail(app,
                 unknown.empty() ? error.what() : fmt::format("unknown word \"{}\"", unknown[0]),
                 reprise::cli::kExitUsage);

@@ -213,7 +213,7 @@ absl::StatusOr<std::unique_ptr<SandboxApi>> SandboxApi::Connect(const SandboxTar
   auto channel = grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
   if (!Answers(address) ||
       !channel->WaitForConnected(std::chrono::system_clock::now() + kConnectMax)) {
-    std::string state = target.state.empty() ? "DIR" : target.state;
+    std::string state = target.server.empty() ? target.state : "DIR";
     return absl::UnavailableError(fmt::format(
         "no sandboxd answers at {}: start one with `reprise up --state {}`", address, state));
   }

@@ -43,9 +43,7 @@ void AddCreate(CLI::App& group, Context& context) {
   leaf->add_option("--tier", options->tier, "function, container, microvm or vm")
       ->required()
       ->type_name("TIER");
-  leaf->add_option("--id", options->ids, "id to give; default: one is made up")
-      ->expected(1)
-      ->type_name("ID");
+  leaf->add_option("--id", options->id, "id to give; default: one is made up")->type_name("ID");
   AddText(*leaf, "--image", "NAME", "image to start from, as `image ls` shows it",
           [&spec](const std::string& text) { spec.set_image(text); });
   AddText(*leaf, "--user", "NAME", "user inside",
@@ -72,9 +70,7 @@ void AddExec(CLI::App& group, Context& context) {
                        "line when it did not exit",
                        options, ExecInSandbox);
   sandbox_wire::ExecuteRequest& request = options->request;
-  leaf->add_option("SANDBOX", options->ids, "id, as `sandbox ls` shows it")
-      ->required()
-      ->expected(1);
+  leaf->add_option("SANDBOX", options->id, "id, as `sandbox ls` shows it")->required();
   leaf->add_option("COMMAND", options->words, "command and its arguments, after --");
   leaf->add_flag("-i,--stdin", options->forward_stdin, "forward standard input to the command");
   leaf->add_option("--call-id", options->call_id,
@@ -108,7 +104,7 @@ void AddSandboxCommands(CLI::App& app, Context& context) {
   auto logs = std::make_shared<SandboxOptions>();
   CLI::App* leaf = Add(*group, context, "logs",
                        "list the calls of a sandbox, or show what one printed", logs, ShowLogs);
-  leaf->add_option("SANDBOX", logs->ids, "id of the sandbox")->required()->expected(1);
+  leaf->add_option("SANDBOX", logs->id, "id of the sandbox")->required();
   leaf->add_option("CALL", logs->call_id, "id of the call");
   auto copy = std::make_shared<SandboxOptions>();
   leaf = Add(*group, context, "cp", "copy a file into or out of a sandbox", copy, CopyFile);

@@ -111,7 +111,7 @@ std::string Ending(const sandbox_wire::Result& result) {
 
 absl::StatusOr<int> ExecInSandbox(const Context& context, const SandboxOptions& options) {
   sandbox_wire::ExecuteRequest request = options.request;
-  request.set_sandbox_id(options.ids[0]);
+  request.set_sandbox_id(options.id);
   if (options.words.empty()) return UsageError("no command: type it after the sandbox's id");
   request.mutable_argv()->Assign(options.words.begin(), options.words.end());
   request.set_call_id(options.call_id.empty() ? fmt::format("call-{}", base::RandomHex(8))

@@ -54,7 +54,7 @@ absl::StatusOr<int> ShowTiers(const Context& context, const SandboxOptions& opti
 
 absl::StatusOr<int> CreateSandbox(const Context& context, const SandboxOptions& options) {
   sandbox_wire::CreateRequest request;
-  if (!options.ids.empty()) request.set_sandbox_id(options.ids[0]);
+  request.set_sandbox_id(options.id);
   sandbox_wire::SandboxSpec& spec = *request.mutable_spec();
   spec = options.spec;
   ASSIGN_OR_RETURN(sandbox_wire::Tier tier, ParseTier(options.tier));
@@ -126,7 +126,7 @@ absl::StatusOr<int> ResumeSandboxes(const Context& context, const SandboxOptions
 absl::StatusOr<int> ShowLogs(const Context& context, const SandboxOptions& options) {
   if (!options.call_id.empty()) return ShowCallOutput(context, options);
   ASSIGN_OR_RETURN(std::unique_ptr<SandboxApi> api, SandboxApi::Connect(options.target));
-  ASSIGN_OR_RETURN(sandbox_wire::ListCallsResponse list, api->ListCalls(options.ids[0]));
+  ASSIGN_OR_RETURN(sandbox_wire::ListCallsResponse list, api->ListCalls(options.id));
   if (context.json) {
     Json out = Json::array();
     for (const auto& call : list.calls()) out.push_back(ToJson(call));
@@ -151,7 +151,7 @@ absl::StatusOr<int> ShowLogs(const Context& context, const SandboxOptions& optio
   Print(table.empty() ? "no calls yet\n" : table.Render());
   if (!table.empty()) {
     Print(fmt::format("\nnext: {} sandbox logs {} CALL shows what a call printed\n",
-                      context.program, ShellQuote(options.ids[0])));
+                      context.program, ShellQuote(options.id)));
   }
   return kExitDone;
 }

@@ -17,7 +17,8 @@ struct SandboxOptions {
   sandbox_wire::ExecuteRequest request;   // exec
   std::vector<std::string> env, secrets;  // NAME=VALUE
   std::vector<std::string> binds, labels;  // HOST:INSIDE[:rw]; NAME=VALUE
-  std::vector<std::string> ids;            // of sandboxes
+  std::string id;                          // of a sandbox
+  std::vector<std::string> ids;            // of several, or of images
   std::vector<std::string> words;          // exec: the command
   std::string call_id, from, to;           // logs, cp, image import
   bool forward_stdin = false;

@@ -1,0 +1,117 @@
+// `reprise model` and `reprise chat`: their options. What they do is in model_verbs.h.
+#include <memory>
+
+#include "clients/cli/commands.h"
+#include "clients/cli/model_verbs.h"
+#include "clients/cli/options.h"
+
+namespace reprise::cli {
+namespace {
+
+using Options = std::shared_ptr<ModelOptions>;
+using Action = absl::StatusOr<int> (*)(const Context&, const ModelOptions&);
+
+CLI::App* Add(CLI::App& group, Context& context, const std::string& name,
+              const std::string& description, const Options& options, Action action) {
+  return AddLeaf(group, name, description, context,
+                 [&context, options, action] { return action(context, *options); });
+}
+
+void AddModel(CLI::App& leaf, ModelOptions& options) {
+  leaf.add_option("DIR", options.directory,
+                  "checkpoint: config.json, tokenizer.json, *.safetensors")
+      ->required();
+}
+
+void AddThreads(CLI::App& leaf, ModelOptions& options) {
+  leaf.add_option("--threads", options.threads, "engine threads, 0 = one a core")
+      ->check(CLI::Range(0, 4096))
+      ->type_name("N");
+}
+
+void AddThinking(CLI::App& leaf, ModelOptions& options) {
+  leaf.add_option("--thinking", options.thinking, "mode: chat or thinking")
+      ->check(CLI::IsMember({"chat", "thinking"}))
+      ->capture_default_str()
+      ->type_name("MODE");
+}
+
+void AddEffort(CLI::App& leaf, ModelOptions& options) {
+  leaf.add_option("--effort", options.effort, "reasoning effort: none, high or max")
+      ->check(CLI::IsMember({"none", "high", "max"}))
+      ->capture_default_str()
+      ->type_name("LEVEL");
+}
+
+}  // namespace
+
+void AddModelCommands(CLI::App& app, Context& context) {
+  CLI::App* group = AddGroup(app, "model", "look into checkpoints, and run them");
+  auto info = std::make_shared<ModelOptions>();
+  AddModel(*Add(*group, context, "info", "show what a checkpoint holds", info, ShowModel), *info);
+
+  auto logits = std::make_shared<ModelOptions>();
+  CLI::App* leaf = Add(*group, context, "logits", "logits of every position of given tokens",
+                       logits, WriteLogits);
+  AddModel(*leaf, *logits);
+  leaf->add_option("--tokens", logits->tokens_file,
+                   "JSON array of token ids, or array of such arrays; - = stdin")
+      ->required()
+      ->type_name("FILE");
+  logits->out = "logits.safetensors";
+  leaf->add_option("--out", logits->out, "safetensors file to write")
+      ->capture_default_str()
+      ->type_name("FILE");
+  AddThreads(*leaf, *logits);
+
+  auto generate = std::make_shared<ModelOptions>();
+  leaf = Add(*group, context, "generate", "sample an answer", generate, Generate);
+  AddModel(*leaf, *generate);
+  CLI::Option* prompt =
+      leaf->add_option("--prompt", generate->prompt, "a user's message")->type_name("TEXT");
+  CLI::Option* messages =
+      leaf->add_option("--messages", generate->messages_file,
+                       "JSON array of messages, or object with messages and tools; - = stdin")
+          ->type_name("FILE");
+  prompt->excludes(messages);
+  leaf->add_flag("--raw", generate->raw, "--prompt is text to continue, no message")->needs(prompt);
+  leaf->add_option("--seed", generate->seed, "same seed, same tokens")
+      ->capture_default_str()
+      ->type_name("N");
+  leaf->add_option("--temperature", generate->temperature, "0 = always the likeliest token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str()
+      ->type_name("T");
+  leaf->add_option("--top-p", generate->top_p, "sample from the likeliest tokens of this mass")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str()
+      ->type_name("P");
+  leaf->add_option("--max-tokens", generate->max_tokens, "stop after so many")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->capture_default_str()
+      ->type_name("N");
+  AddThinking(*leaf, *generate);
+  AddEffort(*leaf, *generate);
+  AddThreads(*leaf, *generate);
+}
+
+void AddChatCommands(CLI::App& app, Context& context) {
+  CLI::App* group =
+      AddGroup(app, "chat", "the chat format: messages to prompt, text to tool calls");
+  auto encode = std::make_shared<ModelOptions>();
+  CLI::App* leaf = Add(*group, context, "encode",
+                       "print the exact prompt of a JSON file of messages", encode, EncodeMessages);
+  leaf->add_option("FILE", encode->file,
+                   "JSON array of messages, or object with messages and tools; - = stdin")
+      ->required();
+  AddThinking(*leaf, *encode);
+  AddEffort(*leaf, *encode);
+  auto parse = std::make_shared<ModelOptions>();
+  leaf = Add(*group, context, "parse",
+             "print content, reasoning and tool calls of an assistant's text, as JSON", parse,
+             ParseAssistant);
+  leaf->add_option("FILE", parse->file, "the text as sampled; - = stdin")->required();
+  AddThinking(*leaf, *parse);
+}
+
+}  // namespace reprise::cli

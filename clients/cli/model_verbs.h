@@ -1,0 +1,42 @@
+// What `reprise model` and `reprise chat` do once their arguments are known.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "clients/cli/context.h"
+
+namespace reprise::cli {
+
+struct ModelOptions {
+  std::string directory;
+  int threads = 0;  // 0 = one a core
+  // logits
+  std::string tokens_file, out;
+  // generate
+  std::string prompt, messages_file;
+  bool raw = false;  // the prompt is text to continue, not a message
+  uint64_t seed = 0;
+  float temperature = 1.0f, top_p = 1.0f;
+  int64_t max_tokens = 256;
+  // generate and chat
+  std::string thinking = "thinking", effort = "none";
+  std::string file;  // chat
+};
+
+absl::StatusOr<int> ShowModel(const Context& context, const ModelOptions& options);
+// Teacher-forced logits to a safetensors file: "logits", or "logits.<i>" for several sequences,
+// float32 [sequence, vocab].
+absl::StatusOr<int> WriteLogits(const Context& context, const ModelOptions& options);
+absl::StatusOr<int> Generate(const Context& context, const ModelOptions& options);
+
+// Messages to the exact text of the prompt.
+absl::StatusOr<int> EncodeMessages(const Context& context, const ModelOptions& options);
+// An assistant's text to content, reasoning, tool calls and error, as JSON.
+absl::StatusOr<int> ParseAssistant(const Context& context, const ModelOptions& options);
+
+// A whole file, "-" = standard input.
+absl::StatusOr<std::string> ReadInput(const std::string& path);
+
+}  // namespace reprise::cli
