@@ -70,11 +70,11 @@ Daemons::Ended Daemons::Run(const std::string& toml, bool without_timing) {
 
 Daemons::Ended Daemons::Finish(const std::string& job_id, bool without_timing) {
   RunJobOptions options;
-  options.address = address();
   options.job_id = job_id;
   options.out_dir = files_.path() + "/out-" + job_id;
   options.without_timing = without_timing;
-  auto summary = FinishJob(options);
+  auto client = RolloutClient::Connect(address());
+  auto summary = FinishJob(client.get(), options);
   EXPECT_TRUE(summary.ok()) << summary.status();
   return summary.ok() ? Read(*summary) : Ended();
 }
