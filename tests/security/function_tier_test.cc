@@ -389,6 +389,26 @@ TEST_F(FunctionTierTest, ACallOutlivesItsDaemonAndIsFoundAgain) {
   record->call()->Release();
 }
 
+TEST_F(FunctionTierTest, ACallThatEndedWithoutItsDaemonIsFoundWithItsResult) {
+  // Everything of it, from the answer to the end, comes in one piece, or in more than one when
+  // there is much output.
+  for (const char* script : {"echo all", "seq 1 40000 >&2; echo all"}) {
+    const TierCall first = Start(ShellRequest(script), /*acknowledge=*/false);
+    ASSERT_TRUE(first.record->WaitEnd());
+    first.record->Drop();
+    auto record = std::make_shared<CallRecord>();
+    std::unique_ptr<CallSink> sink = std::make_unique<CallRecord::Sink>(record);
+    Attachment attachment = tier_->Reattach(sandbox(), first.placement, "call", {}, sink);
+    ASSERT_EQ(attachment.state, AttachState::kAttached) << attachment.reason;
+    record->Run(std::move(attachment.call));
+    ASSERT_TRUE(record->WaitEnd(absl::Seconds(10)));
+    EXPECT_EQ(record->out(), "all\n");
+    EXPECT_EQ(record->err(), first.record->err());
+    EXPECT_EQ(record->result().outcome(), sandbox::OUTCOME_EXITED);
+    record->call()->Release();
+  }
+}
+
 TEST_F(FunctionTierTest, LeftoversOfAKilledDaemonGo) {
   base::ScratchDir state;
   const std::string placement = StartAndDie(state.path(), spec_, "echo on; sleep 1000", 3);
