@@ -182,37 +182,15 @@ class CallLogImpl final : public CallLog {
 
   absl::Status AppendOutput(std::string_view call_id, sandbox::Stream stream, uint64_t offset,
                             std::string_view data, uint64_t kept_bytes) override {
-    absl::MutexLock lock(&mutex_);
-    ASSIGN_OR_RETURN(OutputState * state, LoadOutput(call_id));
-    uint64_t& total =
-        stream == sandbox::STREAM_STDERR ? state->totals.stderr_bytes : state->totals.stdout_bytes;
-    if (offset > total) {
-      return absl::InvalidArgumentError(
-          fmt::format("output of call \"{}\" at {} leaves a gap after {}", call_id, offset, total));
-    }
-    if (offset + data.size() <= total) return absl::OkStatus();  // already there
-    data.remove_prefix(total - offset);
-    storage::Batch batch;
-    while (!data.empty()) {
-      journal::CallOutput chunk;
-      chunk.set_stream(stream);
-      chunk.set_offset(total);
-      chunk.set_data(std::string(data.substr(0, kChunkBytes)));
-      const size_t size = chunk.data().size();
-      batch.Put(kOutput, IdNumberKey(call_id, state->next_sequence), chunk.SerializeAsString());
-      state->chunks.emplace_back(state->next_sequence++, size);
-      state->kept_bytes += size;
-      total += size;
-      data.remove_prefix(size);
-    }
-    while (state->kept_bytes > kept_bytes && state->chunks.size() > 1) {
-      batch.Delete(kOutput, IdNumberKey(call_id, state->chunks.front().first));
-      state->kept_bytes -= state->chunks.front().second;
-      state->chunks.pop_front();
-    }
-    batch.Put(kTotals, call_id, EncodeTotals(state->totals));
-    store_->CommitAsync(std::move(batch), storage::Sync::kLazy, [](const absl::Status&) {});
-    return store_->health();
+    absl::Notification done;
+    absl::Status written;
+    RETURN_IF_ERROR(
+        QueueOutput(call_id, stream, offset, data, kept_bytes, [&](absl::Status status) {
+          written = std::move(status);
+          done.Notify();
+        }));
+    done.WaitForNotification();
+    return written;
   }
 
   absl::StatusOr<Offsets> OutputOffsets(std::string_view call_id) override {
@@ -224,7 +202,6 @@ class CallLogImpl final : public CallLog {
   absl::Status ReadOutput(
       std::string_view call_id,
       const std::function<absl::Status(const journal::CallOutput&)>& visit) override {
-    RETURN_IF_ERROR(FlushLazy());
     return store_->Scan(kOutput, IdPrefix(call_id),
                         [&](std::string_view, std::string_view payload) -> absl::Status {
                           ASSIGN_OR_RETURN(journal::CallOutput chunk,
@@ -311,6 +288,47 @@ class CallLogImpl final : public CallLog {
     return it->second++;
   }
 
+  // Queues output under the lock, so that the order of the log is the order of the offsets. `done`
+  // runs once it is written; not when this fails.
+  absl::Status QueueOutput(std::string_view call_id, sandbox::Stream stream, uint64_t offset,
+                           std::string_view data, uint64_t kept_bytes,
+                           std::function<void(absl::Status)> done) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    ASSIGN_OR_RETURN(OutputState * state, LoadOutput(call_id));
+    uint64_t& total =
+        stream == sandbox::STREAM_STDERR ? state->totals.stderr_bytes : state->totals.stdout_bytes;
+    if (offset > total) {
+      return absl::InvalidArgumentError(
+          fmt::format("output of call \"{}\" at {} leaves a gap after {}", call_id, offset, total));
+    }
+    if (offset + data.size() <= total) {  // already there, perhaps on its way: an empty batch waits
+      store_->CommitAsync(storage::Batch(), storage::Sync::kLazy, std::move(done));
+      return absl::OkStatus();
+    }
+    data.remove_prefix(total - offset);
+    storage::Batch batch;
+    while (!data.empty()) {
+      journal::CallOutput chunk;
+      chunk.set_stream(stream);
+      chunk.set_offset(total);
+      chunk.set_data(std::string(data.substr(0, kChunkBytes)));
+      const size_t size = chunk.data().size();
+      batch.Put(kOutput, IdNumberKey(call_id, state->next_sequence), chunk.SerializeAsString());
+      state->chunks.emplace_back(state->next_sequence++, size);
+      state->kept_bytes += size;
+      total += size;
+      data.remove_prefix(size);
+    }
+    while (state->kept_bytes > kept_bytes && state->chunks.size() > 1) {
+      batch.Delete(kOutput, IdNumberKey(call_id, state->chunks.front().first));
+      state->kept_bytes -= state->chunks.front().second;
+      state->chunks.pop_front();
+    }
+    batch.Put(kTotals, call_id, EncodeTotals(state->totals));
+    store_->CommitAsync(std::move(batch), storage::Sync::kLazy, std::move(done));
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<OutputState*> LoadOutput(std::string_view call_id)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     auto it = outputs_.find(std::string(call_id));
@@ -344,9 +362,6 @@ class CallLogImpl final : public CallLog {
     }
     return &outputs_.emplace(std::string(call_id), std::move(state)).first->second;
   }
-
-  // Waits until what was appended lazily is visible to reads.
-  absl::Status FlushLazy() { return store_->Commit(storage::Batch(), storage::Sync::kLazy); }
 
   absl::StatusOr<std::string> OutputDigest(std::string_view call_id) {
     Sha256 hash;

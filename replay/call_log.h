@@ -63,8 +63,10 @@ class CallLog {
   virtual absl::Status Rebind(std::string_view call_id, std::string_view placement,
                               std::string_view boot_id) = 0;
 
-  // Appends output (lazy durability). Older chunks are dropped once more than `kept_bytes` (over
-  // both streams) are stored. `data` may be of any size; it is cut into chunks of at most 64 KiB.
+  // Appends output. On return it is written, and so outlives this process; it is durable with the
+  // next durable record. Only then may its owner forget it. Older chunks are dropped once more than
+  // `kept_bytes` (over both streams) are stored. `data` may be of any size; it is cut into chunks
+  // of at most 64 KiB.
   virtual absl::Status AppendOutput(std::string_view call_id, sandbox::Stream stream,
                                     uint64_t offset, std::string_view data,
                                     uint64_t kept_bytes) = 0;

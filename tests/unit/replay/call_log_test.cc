@@ -4,12 +4,15 @@
 #include "replay/call_log.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <filesystem>
 #include <functional>
 #include <thread>
 
+#include "base/failpoint.h"
 #include "base/fd.h"
 
 namespace reprise::replay {
@@ -19,11 +22,13 @@ class CallLogTest : public testing::Test {
  protected:
   void SetUp() override { Reopen(); }
 
-  void Reopen() {
+  void Reopen() { Open(dir_.path()); }
+
+  void Open(const std::string& path) {
     log_.reset();
     store_.reset();
     storage::StoreOptions options;
-    options.path = dir_.path();
+    options.path = path;
     options.families = CallLogFamilies();
     auto store = storage::Store::Open(options);
     ASSERT_TRUE(store.ok()) << store.status();
@@ -226,6 +231,41 @@ TEST_F(CallLogTest, TheCapKeepsTheTailAndTheOffsets) {
   EXPECT_EQ(log_->OutputOffsets("big")->stdout_bytes, offset);
   EXPECT_EQ(log_->OutputOffsets("big")->stderr_bytes, 10u);
   EXPECT_EQ(Output("big", sandbox::STREAM_STDERR), "last words");
+}
+
+// A child appends output, tells of each piece that was taken, and is killed around the n-th write.
+TEST_F(CallLogTest, OutputThatWasTakenOutlivesTheProcess) {
+  constexpr size_t kPiece = 10;
+  for (const char* point : {"commit.before:1", "commit.after:1", "commit.before:3"}) {
+    base::ScratchDir dir;
+    log_.reset();  // its threads are not in the child
+    store_.reset();
+    int pipe_fds[2];
+    ASSERT_EQ(::pipe(pipe_fds), 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      Open(dir.path());
+      if (!Begin(Request("k")).ok() || !base::ArmFailPoint(point).ok()) ::_exit(1);
+      for (uint64_t i = 0; i < 100; ++i) {
+        const std::string piece(kPiece, 'o');
+        if (!log_->AppendOutput("k", sandbox::STREAM_STDOUT, i * kPiece, piece, 1 << 20).ok())
+          ::_exit(2);
+        if (::write(pipe_fds[1], "x", 1) != 1) ::_exit(3);
+      }
+      ::_exit(4);
+    }
+    ::close(pipe_fds[1]);
+    uint64_t taken = 0;
+    for (char byte; ::read(pipe_fds[0], &byte, 1) == 1;) taken += kPiece;
+    ::close(pipe_fds[0]);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << status;
+    Open(dir.path());
+    ASSERT_NE(log_, nullptr);
+    EXPECT_GE(log_->OutputOffsets("k")->stdout_bytes, taken) << point;
+    EXPECT_EQ(Output("k", sandbox::STREAM_STDOUT).size(), log_->OutputOffsets("k")->stdout_bytes);
+  }
 }
 
 TEST_F(CallLogTest, RebindMovesARunningCallAndDropsItsOutput) {
