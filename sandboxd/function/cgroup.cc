@@ -125,9 +125,7 @@ CgroupTree CgroupTree::Make(const std::string& name) {
     const std::string own = OwnGroup(mount);
     hierarchy.base = own + "/" + name;
     if (mount.v2 && !Delegate(own)) continue;
-    if (!MakeDir(hierarchy.base)) continue;
-    if (mount.v2 && WriteFile(hierarchy.base + "/cgroup.subtree_control", "+memory +pids") != 0)
-      continue;
+    if (!MakeBase(hierarchy)) continue;
     tree.has_memory_ |= hierarchy.memory;
     tree.has_pids_ |= hierarchy.pids;
     tree.note_ += (tree.note_.empty() ? "cgroup " : ", cgroup ") +
@@ -141,11 +139,25 @@ CgroupTree CgroupTree::Make(const std::string& name) {
   return tree;
 }
 
+bool CgroupTree::MakeBase(const Hierarchy& hierarchy) {
+  return MakeDir(hierarchy.base) &&
+         (!hierarchy.v2 ||
+          WriteFile(hierarchy.base + "/cgroup.subtree_control", "+memory +pids") == 0);
+}
+
 int CgroupTree::CreateGroup(const std::string& id) const {
   for (const Hierarchy& h : hierarchies_) {
-    if (mkdir((h.base + "/" + id).c_str(), 0755) != 0) return errno;
+    // The last worker of a daemon that died takes the base with it, perhaps after Make found it.
+    for (int round = 0; mkdir((h.base + "/" + id).c_str(), 0755) != 0; ++round) {
+      if (errno != ENOENT || round == kRemoveRounds) return errno;
+      MakeBase(h);
+    }
   }
   return 0;
+}
+
+void CgroupTree::RemoveBase() const {
+  for (const Hierarchy& h : hierarchies_) rmdir(h.base.c_str());
 }
 
 int CgroupTree::AddProcess(const std::string& id, pid_t pid) const {

@@ -31,6 +31,8 @@ class CgroupTree {
   uint64_t PeakMemory(const std::string& id) const;  // bytes; 0 when unknown
   // Kills what is left in it, then removes it; gives up after some rounds, for a later call.
   void RemoveGroup(const std::string& id) const;
+  // Removes the group that Make made, if nothing is in it; CreateGroup makes it again when needed.
+  void RemoveBase() const;
   // Ids of all groups that exist.
   std::vector<std::string> Groups() const;
 
@@ -39,6 +41,8 @@ class CgroupTree {
     std::string base;  // directory of the daemon's group
     bool v2 = false, memory = false, pids = false;
   };
+  static bool MakeBase(const Hierarchy& hierarchy);  // false: errno says why
+
   std::vector<Hierarchy> hierarchies_;
   bool has_memory_ = false, has_pids_ = false;
   std::string note_;

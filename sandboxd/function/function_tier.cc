@@ -181,6 +181,7 @@ class FunctionTier final : public Substrate {
         base::LogInfo(fmt::format("removed the traces of worker {}", id));
     }
     earlier_.clear();
+    cgroups.RemoveBase();
   }
 
  private:

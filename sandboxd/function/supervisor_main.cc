@@ -146,5 +146,6 @@ int main(int argc, char** argv) {
        cgroups.note() + (landlock == 0 ? "; no Landlock in this kernel"
                                        : "; Landlock ABI " + std::to_string(landlock)));
   Zygote(std::move(setup)).Run();
+  cgroups.RemoveBase();
   return 0;
 }

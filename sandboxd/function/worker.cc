@@ -274,6 +274,7 @@ class Worker {
       }
     }
     setup_.cgroups->RemoveGroup(id_);
+    setup_.cgroups->RemoveBase();
     unlink(agent::kSocketName);
     unlink(kStartedFile);
     if (chdir("/") == 0) rmdir(run_dir.c_str());

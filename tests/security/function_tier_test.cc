@@ -9,10 +9,13 @@
 #include <csignal>
 #include <filesystem>
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/crc32c.h"
 #include "base/fd.h"
+#include "sandboxd/function/control.h"
 #include "sandboxd/function/function_tier.h"
 #include "tests/security/tier_call.h"
 
@@ -453,6 +456,19 @@ TEST_F(FunctionTierTest, ManyCallsInARowLeaveNoDirectoriesAndNoGroups) {
   auto count = [&] { return std::distance(std::filesystem::directory_iterator(workers), {}); };
   for (int i = 0; i < 500 && count() > 0; ++i) ::usleep(10'000);
   EXPECT_EQ(count(), 0);
+  const std::string group =
+      fmt::format("{}{:08x}", function::kCgroupPrefix, base::Crc32c(state_.path()));
+  auto groups = [&] {
+    std::vector<std::string> found;
+    std::error_code gone;  // other groups come and go
+    for (std::filesystem::recursive_directory_iterator at("/sys/fs/cgroup", gone), end; at != end;
+         at.increment(gone)) {
+      if (at->path().filename() == group) found.push_back(at->path());
+    }
+    return found;
+  };
+  for (int i = 0; i < 500 && !groups().empty(); ++i) ::usleep(10'000);
+  EXPECT_THAT(groups(), testing::IsEmpty());
 }
 
 }  // namespace
