@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Kills the daemons anywhere and checks what they made.")
     parser.add_argument("--bin", type=Path, required=True, help="directory of rolloutd, sandboxd and their helpers")
     parser.add_argument("--source", type=Path, default=Path(__file__).resolve().parents[2], help="root of the tree")
-    parser.add_argument("--kills", type=int, default=240, help="kills in all, fail points included")
+    parser.add_argument("--kills", type=int, default=260, help="kills in all, fail points included")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32), help="of order and random times")
     parser.add_argument("--keep", action="store_true", help="keep the scratch directory")
     return parser.parse_args()

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 # Passages at which a commit is cut: the first after a restart, and further and further into a life.
-_COMMITS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 28)
+_COMMITS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 17, 20, 24, 28, 33)
 _PASSAGES = (1, 2, 3, 5)
 
 _POINTS = {
