@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <utility>
+
 #include "rollout/text.h"
 
 namespace reprise::rollout {
@@ -11,18 +13,20 @@ namespace {
 namespace journal = ::reprise::journal::v1;
 namespace sandbox = ::reprise::sandbox::v1;
 
+constexpr size_t kMaxShown = 200;       // bytes of a text
+constexpr size_t kMaxTurnShown = 2000;  // of what the model said
+
 // Text on one line, cut.
-std::string Line(std::string_view text) {
-  constexpr size_t kMaxShown = 200;
+std::string Line(std::string_view text, size_t max_shown = kMaxShown) {
   std::string out;
-  for (char c : text.substr(0, kMaxShown)) {
+  for (char c : text.substr(0, max_shown)) {
     if (c == '\n') {
       out += "\\n";
     } else {
       out += c;
     }
   }
-  return ToUtf8(out) + (text.size() > kMaxShown ? "..." : "");
+  return ToUtf8(out) + (text.size() > max_shown ? "..." : "");
 }
 
 std::string Describe(const journal::TrajectoryEntry& entry) {
@@ -31,12 +35,6 @@ std::string Describe(const journal::TrajectoryEntry& entry) {
       return fmt::format("start    task {} group {} sample {} seed {} prompt {} tokens",
                          entry.start().task_id(), entry.start().group(), entry.start().sample(),
                          entry.start().seed(), entry.start().prompt_ids_size());
-    case journal::TrajectoryEntry::kSampled: {
-      const journal::SampledTokens& sampled = entry.sampled();
-      return fmt::format("sampled  @{} ids {} logprobs {:.4f} version {}", sampled.position(),
-                         fmt::join(sampled.ids(), " "), fmt::join(sampled.logprobs(), " "),
-                         sampled.weight_version());
-    }
     case journal::TrajectoryEntry::kFed:
       return fmt::format("fed      @{} {} tokens for {}", entry.fed().position(),
                          entry.fed().ids_size(), fmt::join(entry.fed().call_ids(), " "));
@@ -71,12 +69,46 @@ std::string Describe(const journal::TrajectoryEntry& entry) {
   }
 }
 
+// Tokens that were sampled one after another, as one line.
+std::string DescribeSampled(absl::Span<const journal::TrajectoryEntry> entries,
+                            const engine::Tokenizer* tokenizer) {
+  std::vector<int32_t> ids;
+  double logprobs = 0;
+  for (const journal::TrajectoryEntry& entry : entries) {
+    const journal::SampledTokens& sampled = entry.sampled();
+    ids.insert(ids.end(), sampled.ids().begin(), sampled.ids().end());
+    for (float logprob : sampled.logprobs()) logprobs += logprob;
+  }
+  const journal::SampledTokens& first = entries[0].sampled();
+  std::string line =
+      fmt::format("sampled  @{} {} tokens, logprob {:.4f} a token, version {}", first.position(),
+                  ids.size(), logprobs / static_cast<double>(ids.size()), first.weight_version());
+  if (tokenizer == nullptr) return line;
+  return fmt::format("{}: {}", line, Line(tokenizer->Decode(ids), kMaxTurnShown));
+}
+
+bool Continues(const journal::TrajectoryEntry& last, const journal::TrajectoryEntry& next) {
+  return last.has_sampled() && next.has_sampled() &&
+         last.sampled().weight_version() == next.sampled().weight_version();
+}
+
 }  // namespace
 
-std::string DescribeEntry(uint64_t index, const journal::TrajectoryEntry& entry) {
-  std::string line = fmt::format("{:5} {}", index, Describe(entry));
-  while (line.ends_with(' ')) line.pop_back();
-  return line;
+std::vector<std::string> DescribeLog(absl::Span<const journal::TrajectoryEntry> entries,
+                                     const engine::Tokenizer* tokenizer) {
+  std::vector<std::string> lines;
+  for (size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
+    end = begin + 1;
+    while (end < entries.size() && Continues(entries[end - 1], entries[end])) ++end;
+    std::string line =
+        fmt::format("{:5} {}", begin,
+                    entries[begin].has_sampled()
+                        ? DescribeSampled(entries.subspan(begin, end - begin), tokenizer)
+                        : Describe(entries[begin]));
+    while (line.ends_with(' ')) line.pop_back();
+    lines.push_back(std::move(line));
+  }
+  return lines;
 }
 
 }  // namespace reprise::rollout

@@ -167,10 +167,13 @@ class Service final : public wire::RolloutService::Service {
     if (!entries.ok()) return ToGrpc(entries.status());
     ASSIGN_OR_ANSWER(replay::TrajectoryState state, replay::Fold(*entries));
     Fill(id, state.start.job_id(), Summarize(state), answer);
-    for (size_t i = 0; i < entries->size(); ++i) answer->add_log(DescribeEntry(i, (*entries)[i]));
+    auto run = jobs_->Find(JobOf(id));
+    for (std::string& line : DescribeLog(*entries, run.ok() ? (*run)->tokenizer() : nullptr)) {
+      answer->add_log(std::move(line));
+    }
     if (state.sealed) {
-      ASSIGN_OR_ANSWER(std::shared_ptr<JobRun> run, jobs_->Find(JobOf(id)));
-      auto record = RecordJson(id, *run, false);
+      if (!run.ok()) return ToGrpc(run.status());
+      auto record = RecordJson(id, **run, false);
       // The log can be read even where the files that a whole record needs are gone.
       if (!record.ok() && !absl::IsFailedPrecondition(record.status()))
         return ToGrpc(record.status());
