@@ -10,6 +10,7 @@
 #include "base/fd.h"
 #include "base/status_macros.h"
 #include "clients/cli/context.h"
+#include "clients/cli/sandbox_verbs.h"
 #include "clients/cli/wire_json.h"
 
 namespace reprise::cli {
@@ -20,6 +21,13 @@ constexpr size_t kAheadMax = 4096;
 // Longer than any call may take.
 constexpr absl::Duration kCallPatience = absl::Hours(8 * 24);
 constexpr absl::Duration kProgressEvery = absl::Milliseconds(200);
+
+// An ending that says nothing about the program.
+bool IsPlatformFailure(sandbox_wire::Outcome outcome) {
+  return outcome == sandbox_wire::OUTCOME_SETUP_FAILED ||
+         outcome == sandbox_wire::OUTCOME_SANDBOX_LOST ||
+         outcome == sandbox_wire::OUTCOME_INTERRUPTED;
+}
 
 }  // namespace
 
@@ -138,8 +146,13 @@ absl::StatusOr<std::string> BulkPool::RunLine(const BulkLine& line) {
       if (result.replayed()) ++counts_.replayed;
     } else {
       ++counts_.errors;
+    }
+    if (!finished.ok() || IsPlatformFailure(finished->result.outcome())) {
+      ++counts_.not_run;
       if (counts_.first_error.empty())
-        counts_.first_error = line.id + ": " + Message(finished.status());
+        counts_.first_error =
+            line.id + ": " +
+            (finished.ok() ? Ending(finished->result) : Message(finished.status()));
     }
   }
   if (finished.ok()) {

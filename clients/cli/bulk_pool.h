@@ -21,7 +21,8 @@ struct BulkCounts {
   uint64_t exited_0 = 0;  // of EXITED
   uint64_t replayed = 0;  // answered from the journal
   uint64_t errors = 0;    // lines whose call could not be made
-  std::string first_error;
+  uint64_t not_run = 0;  // errors, and calls that failed by the platform: setup, loss, interruption
+  std::string first_error;           // of not_run
   std::map<int, uint64_t> outcomes;  // by sandbox.v1.Outcome
 };
 

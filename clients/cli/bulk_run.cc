@@ -90,12 +90,13 @@ void PrintSummary(const BulkCounts& counts, const BulkOptions& options, double s
       facts.Add(name, Count(count));
     }
   }
-  if (counts.errors > 0) facts.Add("not run", Count(counts.errors));
+  if (counts.errors > 0) facts.Add("refused", Count(counts.errors));
   if (counts.replayed > 0) facts.Add("from the journal", Count(counts.replayed));
   facts.Add("output", options.out);
   double rate = seconds > 0 ? static_cast<double>(counts.done) / seconds : 0;
-  Print(fmt::format("{} lines in {}, {:.0f}/s\n\n{}", Count(counts.done), HumanSeconds(seconds),
-                    rate, facts.Render()));
+  Print(fmt::format("{} {} in {}, {:.0f}/s\n\n{}", Count(counts.done),
+                    counts.done == 1 ? "line" : "lines", HumanSeconds(seconds), rate,
+                    facts.Render()));
 }
 
 absl::StatusOr<BulkDefaults> Defaults(BulkOptions* options) {
@@ -122,6 +123,8 @@ absl::StatusOr<int> RunBulk(const Context& context, BulkOptions options) {
     options.target.state = options.out + ".state";
   ASSIGN_OR_RETURN(std::unique_ptr<BulkFile> file, BulkFile::Open(options.file, defaults));
   std::string partial = options.out + ".partial";
+  std::filesystem::path parent = std::filesystem::path(options.out).parent_path();
+  if (!parent.empty()) RETURN_IF_ERROR(base::MakeDirs(parent.string()));
   base::UniqueFd out(::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
   if (!out.valid()) return base::ErrnoStatus(errno, fmt::format("cannot write {}", partial));
 
@@ -157,9 +160,9 @@ absl::StatusOr<int> RunBulk(const Context& context, BulkOptions options) {
   } else {
     PrintSummary(counts, options, seconds);
   }
-  if (counts.errors == 0) return kExitDone;
-  return absl::AbortedError(fmt::format("{} of {} lines were not run, the first is {}",
-                                        counts.errors, counts.done, counts.first_error));
+  if (counts.not_run == 0) return kExitDone;
+  return absl::AbortedError(fmt::format("{} of {} lines did not run to their end, the first is {}",
+                                        counts.not_run, counts.done, counts.first_error));
 }
 
 }  // namespace reprise::cli

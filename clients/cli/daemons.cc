@@ -18,13 +18,9 @@ namespace {
 constexpr absl::Duration kStartPatience = absl::Seconds(5);
 constexpr absl::Duration kStartRetry = absl::Milliseconds(50);
 
-absl::Status NoTarget() {
-  return UsageError("no state directory: give --state DIR, or --server ADDR of a running rolloutd");
-}
-
 // The daemon at an address, when the target names one or its state directory is served.
 absl::StatusOr<bool> Attach(const RolloutTarget& target, RolloutAccess* access) {
-  if (target.server.empty() && target.state.empty()) return NoTarget();
+  RETURN_IF_ERROR(CheckTarget(target));
   access->address = target.server.empty() ? SocketOf(target.state, "rolloutd.sock") : target.server;
   if (!Answers(access->address)) {
     if (target.server.empty()) return false;
@@ -62,6 +58,11 @@ absl::StatusOr<RolloutAccess> TryToRead(const RolloutTarget& target) {
 }
 
 }  // namespace
+
+absl::Status CheckTarget(const RolloutTarget& target) {
+  if (!target.server.empty() || !target.state.empty()) return absl::OkStatus();
+  return UsageError("no state directory: give --state DIR, or --server ADDR of a running rolloutd");
+}
 
 absl::StatusOr<RolloutAccess> OpenToRun(const RolloutTarget& target) {
   RolloutAccess access;

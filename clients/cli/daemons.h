@@ -30,7 +30,10 @@ struct RolloutAccess {
   std::string address;
 };
 
-// To run jobs. Usage error when the target names neither server nor state. REQUIRES: no other
+// Usage error when the target names neither server nor state.
+absl::Status CheckTarget(const RolloutTarget& target);
+
+// To run jobs. Usage error as CheckTarget. REQUIRES: no other
 // threads yet.
 absl::StatusOr<RolloutAccess> OpenToRun(const RolloutTarget& target);
 // To read journals and set states; a job never runs by this. NOT_FOUND when the state directory

@@ -57,7 +57,7 @@ Fact Memory() {
 
 Fact Disk(const std::string& state_dir) {
   std::error_code error;
-  std::filesystem::path path = std::filesystem::absolute(state_dir, error);
+  std::filesystem::path path = std::filesystem::absolute(state_dir, error).lexically_normal();
   while (!std::filesystem::exists(path, error) && path.has_relative_path())
     path = path.parent_path();
   struct statvfs info {};

@@ -4,6 +4,8 @@
 
 #include <CLI/CLI.hpp>
 #include <csignal>
+#include <string>
+#include <vector>
 
 #include "base/log.h"
 #include "clients/cli/commands.h"
@@ -13,19 +15,32 @@ namespace {
 
 using reprise::cli::Context;
 
-// The command whose arguments are wrong, as it is typed.
-std::string Chosen(const CLI::App& app) {
-  std::string name = app.get_name();
-  for (const CLI::App* next = &app; !next->get_subcommands().empty();) {
-    next = next->get_subcommands().back();
-    name += " " + next->get_name();
+// The command that was chosen as far as the arguments say, and its name as it is typed.
+const CLI::App& Chosen(const CLI::App& app, std::string* name) {
+  const CLI::App* chosen = &app;
+  *name = app.get_name();
+  while (!chosen->get_subcommands().empty()) {
+    chosen = chosen->get_subcommands().back();
+    *name += " " + chosen->get_name();
   }
-  return name;
+  return *chosen;
+}
+
+// What is wrong with the arguments. "A subcommand is required" is no answer to a misspelt one.
+std::string ParseProblem(const CLI::App& app, const CLI::ParseError& error) {
+  std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
+  std::erase(unknown, "--");
+  if (unknown.empty()) return error.what();
+  std::string name, hint;
+  if (Chosen(app, &name).get_option_no_throw("COMMAND") != nullptr)
+    hint = ", a command's own options go after --";
+  return fmt::format("unknown word \"{}\"{}", unknown[0], hint);
 }
 
 int Fail(const CLI::App& app, const std::string& what, int code) {
-  std::string hint =
-      code == reprise::cli::kExitUsage ? fmt::format(" (see `{} --help`)", Chosen(app)) : "";
+  std::string name, hint;
+  Chosen(app, &name);
+  if (code == reprise::cli::kExitUsage) hint = fmt::format(" (see `{} --help`)", name);
   fmt::print(stderr, "reprise: {}{}\n", what, hint);
   return code;
 }
@@ -51,12 +66,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    // "A subcommand is required" is no answer to a misspelt one.
-    std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
-    std::erase(unknown, "--");
-    return Fail(app,
-                unknown.empty() ? error.what() : fmt::format("unknown word \"{}\"", unknown[0]),
-                reprise::cli::kExitUsage);
+    return Fail(app, ParseProblem(app, error), reprise::cli::kExitUsage);
   }
   // A command's terminal shows what it did; the daemons inside it speak up only when it matters.
   reprise::base::SetLogLevel(reprise::base::LogLevel::kWarn);

@@ -131,6 +131,7 @@ absl::StatusOr<std::vector<Task>> PlanResume(rollout::RolloutClient* client,
 }  // namespace
 
 absl::StatusOr<int> RunRollout(const Context& context, RolloutRunOptions options) {
+  RETURN_IF_ERROR(CheckTarget(options.target));
   std::error_code ignored;
   if (!std::filesystem::exists(options.job_file, ignored)) {
     return absl::NotFoundError(

@@ -105,7 +105,8 @@ std::string Ending(const sandbox_wire::Result& result) {
   std::string text = OutcomeName(result.outcome());
   if (result.outcome() == sandbox_wire::OUTCOME_SIGNALED)
     text += fmt::format(" by signal {}", result.signal());
-  if (!result.message().empty()) text += fmt::format(": {}", result.message());
+  if (!result.message().empty() && result.message() != text)
+    text += fmt::format(": {}", result.message());
   return text;
 }
 

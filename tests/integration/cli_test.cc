@@ -85,7 +85,7 @@ TEST_F(CliTest, RolloutFromJobToTrajectories) {
   std::vector<json> records = Lines(*base::ReadFile(out + "/trajectories.jsonl"));
   ASSERT_EQ(records.size(), 4u);
   std::vector<std::string> ids;
-  for (const json& record : records) ids.push_back(record["trajectory_id"]);
+  for (const json& record : records) ids.push_back(record["rollout_id"]);
   EXPECT_TRUE(std::is_sorted(ids.begin(), ids.end()));
 
   // The same command again does nothing anew, and gives the same file.
@@ -106,7 +106,7 @@ TEST_F(CliTest, RolloutFromJobToTrajectories) {
   ASSERT_EQ(list.size(), 4u);
   EXPECT_EQ(list[0]["trajectory_id"], ids[0]);
   json shown = json::parse(Run({"trajectory", "show", ids[3], "--state", state, "--json"}).out);
-  EXPECT_EQ(shown["record"]["trajectory_id"], ids[3]);
+  EXPECT_EQ(shown["record"]["rollout_id"], ids[3]);
   EXPECT_FALSE(shown["log"].empty());
   Ended saved = Run({"trajectory", "export", "--job", "small", "--state", state, "--out", "-"});
   EXPECT_EQ(saved.out, before);
@@ -182,8 +182,8 @@ TEST_F(CliTest, BulkGoesOnAfterAKillAndRunsEachLineOnce) {
   std::string text;
   for (int i = 0; i < kLines; ++i) {
     const std::string id = "line-" + std::to_string(i);
-    std::string command = "echo " + id + " >> /shared/ran; ";
-    if (i >= kFree) command += "until [ -e /shared/go ]; do sleep 0.05; done; ";
+    std::string command = "echo " + id + " >> /data/ran; ";
+    if (i >= kFree) command += "until [ -e /data/go ]; do sleep 0.05; done; ";
     text += json({{"id", id}, {"command", command + "echo out-" + id}}).dump() + "\n";
   }
   const std::vector<std::string> command = {"bulk",
@@ -196,7 +196,7 @@ TEST_F(CliTest, BulkGoesOnAfterAKillAndRunsEachLineOnce) {
                                             "--parallel",
                                             std::to_string(kParallel),
                                             "--bind",
-                                            Path("shared") + ":/shared:rw",
+                                            Path("shared") + ":/data:rw",
                                             "--bind-root",
                                             Path("shared"),
                                             "--json"};
@@ -261,6 +261,12 @@ TEST_F(CliTest, BulkTellsOutcomesApartAndRefusesABadLineBeforeItRunsAny) {
   EXPECT_EQ(results[2]["outcome"], "timed_out");
   EXPECT_EQ(results[3]["stdout"], "in file");
   EXPECT_EQ(results[4]["stdout_base64"], "/w==");
+  // What the platform could not do is no result of the program.
+  Ended failed = Run({"bulk", "run", Write("gone.jsonl", "{\"id\": \"a\", \"argv\": [\"/none\"]}"),
+                      "--tier", "function", "--out", Path("gone.out")});
+  EXPECT_EQ(failed.code, 1);
+  EXPECT_THAT(failed.out, HasSubstr("  setup failed  1\n"));
+  EXPECT_THAT(failed.err, StartsWith("reprise: 1 of 1 lines did not run"));
   ExpectError(Run({"bulk", "run", Path("good.jsonl"), "--tier", "moon", "--out", out}), 2,
               "no tier \"moon\"");
 }
