@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -42,11 +43,11 @@ class CliTest : public ::testing::Test {
     std::ofstream(Path(name)) << text;
     return Path(name);
   }
-  // 2 tasks, 2 samples each.
-  std::string Job() const {
+  std::string Job(int tasks = 2, int samples = 2) const {
     return Write("job.toml", std::string("id = \"small\"\nmodel = \"") + kTiny + "\"\ntasks = \"" +
-                                 kTiny +
-                                 "/tasks/train.jsonl\"\nlimit = 2\ngroup_size = 2\n"
+                                 kTiny + "/tasks/train.jsonl\"\nlimit = " + std::to_string(tasks) +
+                                 "\ngroup_size = " + std::to_string(samples) +
+                                 "\n"
                                  "thinking = \"chat\"\n[limits]\nmax_tokens = 256\n"
                                  "[sandbox]\ntier = \"function\"\n[[tools]]\ndefinition = \"" +
                                  kTiny +
@@ -122,7 +123,7 @@ TEST_F(CliTest, RolloutFromJobToTrajectories) {
 
 TEST_F(CliTest, KilledRolloutGoesOnWithTheSameBytes) {
   if (!HasFunctionTier()) GTEST_SKIP() << "the function tier is not usable here";
-  const std::string job = Job(), state = Path("state");
+  const std::string job = Job(8, 16), state = Path("state");
   Ended whole = Run(
       {"rollout", "run", job, "--state", Path("whole"), "--out", Path("a"), "--without-timing"});
   ASSERT_EQ(whole.code, 0) << whole.err;
@@ -135,7 +136,7 @@ TEST_F(CliTest, KilledRolloutGoesOnWithTheSameBytes) {
       if (list.code == 0) jobs = json::parse(list.out);
     }
     run.Signal(SIGKILL);
-    run.Wait();
+    ASSERT_EQ(run.Wait().code, -1) << "the job was done before it was killed";
   }
   Ended resumed =
       Run({"rollout", "resume", "--state", state, "--out", Path("b"), "--without-timing"});
@@ -178,11 +179,11 @@ TEST_F(CliTest, BulkGoesOnAfterAKillAndRunsEachLineOnce) {
   constexpr int kLines = 12, kFree = 5, kParallel = 2;
   ::mkdir(Path("shared").c_str(), 0777);
   ::chmod(Path("shared").c_str(), 0777);
-  // The first lines end at once; the others note that they ran and wait for a file.
+  // Each line notes that it ran. The first ones end at once, the others wait for a file.
   std::string text;
   for (int i = 0; i < kLines; ++i) {
     const std::string id = "line-" + std::to_string(i);
-    std::string command = "echo " + id + " >> /data/ran; ";
+    std::string command = "mktemp /data/" + id + ".XXXXXX >/dev/null; ";
     if (i >= kFree) command += "until [ -e /data/go ]; do sleep 0.05; done; ";
     text += json({{"id", id}, {"command", command + "echo out-" + id}}).dump() + "\n";
   }
@@ -200,10 +201,13 @@ TEST_F(CliTest, BulkGoesOnAfterAKillAndRunsEachLineOnce) {
                                             "--bind-root",
                                             Path("shared"),
                                             "--json"};
+  // Every run of a line leaves a file of its own.
   auto ran = [&] {
     std::map<std::string, int> counts;
-    std::istringstream in(base::ReadFile(Path("shared/ran")).value_or(""));
-    for (std::string line; std::getline(in, line);) ++counts[line];
+    for (const auto& entry : std::filesystem::directory_iterator(Path("shared"))) {
+      const std::string name = entry.path().filename().string();
+      if (name != "go") ++counts[name.substr(0, name.find('.'))];
+    }
     return counts;
   };
   {
