@@ -4,13 +4,15 @@
 
 #include <set>
 #include <string_view>
+#include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/fd.h"
+#include "base/format.h"
 #include "base/status_macros.h"
-#include "engine/inventory.h"
+#include "engine/tensor_names.h"
 
 namespace reprise::engine {
 namespace {
@@ -20,32 +22,24 @@ constexpr char kIndexFile[] = "model.safetensors.index.json";
 constexpr uint64_t kIndexBytesMax = 64 << 20;
 constexpr std::string_view kMtpPrefix = "mtp.";
 
-absl::Status CheckType(const TensorSpec& spec, const TensorView& view,
-                       const std::string& directory) {
-  if (spec.kind == TensorSpec::Kind::kTable) {
-    if (view.dtype == "I64") return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        fmt::format("{}: tensor {}: expected I64, found {}", directory, spec.name, view.dtype));
-  }
-  if (view.dtype == "BF16" || view.dtype == "F32") return absl::OkStatus();
-  return absl::UnimplementedError(
-      fmt::format("{}: tensor {}: stored as {}; this engine computes with BF16 and F32 (convert "
-                  "the checkpoint first)",
-                  directory, spec.name, view.dtype));
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The scale's shape for a matrix of `shape` stored as F8_E4M3 or I8.
+std::vector<int64_t> ScaleShape(const std::vector<int64_t>& shape, bool fp4) {
+  if (fp4) return {shape[0], CeilDiv(shape[1], kFp4Block)};
+  return {CeilDiv(shape[0], kFp8Block), CeilDiv(shape[1], kFp8Block)};
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& directory) {
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint(directory));
-  const std::string single = fmt::format("{}/{}", directory, kSingleFile);
   if (::access(fmt::format("{}/{}", directory, kIndexFile).c_str(), F_OK) == 0) {
     RETURN_IF_ERROR(checkpoint->OpenShards());
     return checkpoint;
   }
-  ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(single));
-  for (const auto& [name, view] : file->tensors()) checkpoint->tensors_[name] = &view;
-  checkpoint->files_.push_back(std::move(file));
+  ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(fmt::format("{}/{}", directory, kSingleFile)));
+  RETURN_IF_ERROR(checkpoint->Take(std::move(file)));
   return checkpoint;
 }
 
@@ -65,6 +59,7 @@ absl::Status Checkpoint::OpenShards() {
     shard_of[name] = shard.get<std::string>();
     shards.insert(shard.get<std::string>());
   }
+  size_t found = 0;
   for (const std::string& shard : shards) {
     ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(fmt::format("{}/{}", directory_, shard)));
     for (const auto& [name, view] : file->tensors()) {
@@ -73,47 +68,157 @@ absl::Status Checkpoint::OpenShards() {
         return absl::DataLossError(
             fmt::format("{}: tensor {} is in {} but the index does not say so", path, name, shard));
       }
-      tensors_[name] = &view;
+      ++found;
     }
-    files_.push_back(std::move(file));
+    RETURN_IF_ERROR(Take(std::move(file)));
   }
+  if (found == shard_of.size()) return absl::OkStatus();
   for (const auto& [name, shard] : shard_of) {
-    if (tensors_.count(name) == 0) {
-      return absl::DataLossError(
-          fmt::format("{}: tensor {} is not in {} as the index says", path, name, shard));
-    }
+    bool there = false;
+    for (const auto& file : files_) there |= file->tensors().count(name) != 0;
+    if (there) continue;
+    return absl::DataLossError(
+        fmt::format("{}: tensor {} is not in {} as the index says", path, name, shard));
   }
   return absl::OkStatus();
 }
 
+absl::Status Checkpoint::Take(std::unique_ptr<SafetensorsFile> file) {
+  std::vector<std::pair<std::string, TensorView>> parts;
+  for (const auto& [name, view] : file->tensors()) {
+    parts.clear();
+    if (absl::Status status = OfficialTensors(name, view, &parts); !status.ok()) {
+      return absl::Status(status.code(), fmt::format("{}: {}", file->path(), status.message()));
+    }
+    for (auto& [official, part] : parts) {
+      if (official != name) stored_as_[official] = name;
+      if (!tensors_.emplace(official, std::move(part)).second) {
+        return absl::DataLossError(fmt::format("{}: tensor {} is there a second time, as {}",
+                                               file->path(), official, name));
+      }
+    }
+  }
+  files_.push_back(std::move(file));
+  return absl::OkStatus();
+}
+
+std::string Checkpoint::Where(const std::string& name) const {
+  auto stored = stored_as_.find(name);
+  if (stored == stored_as_.end()) return fmt::format("{}: tensor {}", directory_, name);
+  return fmt::format("{}: tensor {} (stored as {})", directory_, name, stored->second);
+}
+
+absl::Status Checkpoint::CheckMatrix(const TensorSpec& spec, const TensorView& view,
+                                     int64_t* checked) const {
+  const bool fp4 = view.dtype == "I8" && spec.kind == TensorSpec::Kind::kExpert;
+  if (!fp4 && view.dtype != "F8_E4M3") {
+    return absl::UnimplementedError(
+        fmt::format("{}: expected BF16, F32{}, found {}", Where(spec.name),
+                    spec.kind == TensorSpec::Kind::kExpert   ? ", F8_E4M3 or I8 (packed FP4)"
+                    : spec.kind == TensorSpec::Kind::kLinear ? " or F8_E4M3"
+                                                             : "",
+                    view.dtype));
+  }
+  if (fp4 && spec.shape[1] % kFp4Block != 0) {
+    return absl::InvalidArgumentError(
+        fmt::format("{}: expected a multiple of {} columns for packed FP4, found {}",
+                    Where(spec.name), kFp4Block, spec.shape[1]));
+  }
+  const std::string name = ScaleName(spec.name);
+  const std::vector<int64_t> shape = ScaleShape(spec.shape, fp4);
+  const TensorView* scale = Find(name);
+  if (scale == nullptr) {
+    return absl::InvalidArgumentError(
+        fmt::format("{}: tensor {} is missing; expected F8_E8M0 {} beside {} {}", directory_, name,
+                    ShapeText(shape), view.dtype, spec.name));
+  }
+  if (scale->shape != shape) {
+    return absl::InvalidArgumentError(fmt::format("{}: expected shape {}, found {}", Where(name),
+                                                  ShapeText(shape), ShapeText(scale->shape)));
+  }
+  if (scale->dtype != "F8_E8M0" && scale->dtype != "F32") {
+    return absl::InvalidArgumentError(
+        fmt::format("{}: expected F8_E8M0 or F32, found {}", Where(name), scale->dtype));
+  }
+  ++*checked;
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::CheckTensor(const TensorSpec& spec, int64_t* checked) const {
+  const TensorView* view = Find(spec.name);
+  if (view == nullptr) {
+    return absl::InvalidArgumentError(fmt::format("{}: tensor {} is missing; expected shape {}",
+                                                  directory_, spec.name, ShapeText(spec.shape)));
+  }
+  std::vector<int64_t> shape = spec.shape;
+  if (spec.kind == TensorSpec::Kind::kExpert && view->dtype == "I8") shape[1] /= 2;
+  if (view->shape != shape) {
+    return absl::InvalidArgumentError(fmt::format("{}: expected shape {}, found {}",
+                                                  Where(spec.name), ShapeText(shape),
+                                                  ShapeText(view->shape)));
+  }
+  ++*checked;
+  if (spec.kind == TensorSpec::Kind::kTable) {
+    if (view->dtype == "I64") return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        fmt::format("{}: expected I64, found {}", Where(spec.name), view->dtype));
+  }
+  if (view->dtype == "BF16" || view->dtype == "F32") return absl::OkStatus();
+  if (spec.kind != TensorSpec::Kind::kFloat) return CheckMatrix(spec, *view, checked);
+  return absl::UnimplementedError(
+      fmt::format("{}: expected BF16 or F32, found {}", Where(spec.name), view->dtype));
+}
+
 absl::Status Checkpoint::CheckAgainst(const ModelConfig& config) const {
+  std::vector<TensorSpec> specs = TensorInventory(config);
+  int64_t checked = 0, others = 0;
+  for (const TensorSpec& spec : specs) RETURN_IF_ERROR(CheckTensor(spec, &checked));
+  const int64_t main = checked;
+  for (int64_t block = 0; block < MtpBlocks(config); ++block) {
+    for (const TensorSpec& spec : MtpInventory(config, block))
+      RETURN_IF_ERROR(CheckTensor(spec, &checked));
+  }
+  for (auto at = tensors_.lower_bound(std::string(kMtpPrefix));
+       at != tensors_.end() && at->first.starts_with(kMtpPrefix); ++at) {
+    ++others;
+  }
+  if (main + others == static_cast<int64_t>(tensors_.size())) return absl::OkStatus();
   std::set<std::string> known;
-  for (const TensorSpec& spec : TensorInventory(config)) {
-    const TensorView* view = Find(spec.name);
-    if (view == nullptr) {
-      return absl::InvalidArgumentError(fmt::format("{}: tensor {} is missing; expected shape {}",
-                                                    directory_, spec.name, ShapeText(spec.shape)));
-    }
-    if (view->shape != spec.shape) {
-      return absl::InvalidArgumentError(fmt::format("{}: tensor {}: expected shape {}, found {}",
-                                                    directory_, spec.name, ShapeText(spec.shape),
-                                                    ShapeText(view->shape)));
-    }
-    RETURN_IF_ERROR(CheckType(spec, *view, directory_));
-    known.insert(spec.name);
+  for (TensorSpec& spec : specs) {
+    const TensorView& view = *Find(spec.name);
+    if (view.dtype == "F8_E4M3" || view.dtype == "I8") known.insert(ScaleName(spec.name));
+    known.insert(std::move(spec.name));
   }
   for (const auto& [name, view] : tensors_) {
-    if (known.count(name) == 0 && !name.starts_with(kMtpPrefix)) {
-      return absl::InvalidArgumentError(fmt::format(
-          "{}: tensor {} is not part of a DeepSeek-V4 with this config.json", directory_, name));
-    }
+    if (known.count(name) != 0 || name.starts_with(kMtpPrefix)) continue;
+    return absl::InvalidArgumentError(
+        fmt::format("{} is not part of a DeepSeek-V4 with this config.json", Where(name)));
   }
   return absl::OkStatus();
+}
+
+int64_t Checkpoint::MtpBlocks(const ModelConfig& config) const {
+  int64_t blocks = 0;
+  while (blocks < config.num_mtp_layers) {
+    const std::string prefix = fmt::format("{}{}.", kMtpPrefix, blocks);
+    auto first = tensors_.lower_bound(prefix);
+    if (first == tensors_.end() || !first->first.starts_with(prefix)) break;
+    ++blocks;
+  }
+  return blocks;
+}
+
+bool Checkpoint::quantised() const {
+  for (const auto& [name, view] : tensors_) {
+    if ((view.dtype == "F8_E4M3" || view.dtype == "I8") && !name.starts_with(kMtpPrefix))
+      return true;
+  }
+  return false;
 }
 
 const TensorView* Checkpoint::Find(const std::string& name) const {
   auto found = tensors_.find(name);
-  return found == tensors_.end() ? nullptr : found->second;
+  return found == tensors_.end() ? nullptr : &found->second;
 }
 
 }  // namespace reprise::engine

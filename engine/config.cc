@@ -95,7 +95,7 @@ void ReadRatios(Reader& reader, ModelConfig* config) {
                        fmt::format("has {} entries for {} layers and {} MTP layers", list->size(),
                                    layers, config->num_mtp_layers));
   }
-  for (size_t i = 0; i < layers; ++i) {
+  for (size_t i = 0; i < list->size(); ++i) {
     const Json& ratio = (*list)[i];
     if (!ratio.is_number_integer() || ratio.get<int64_t>() < 0 || ratio.get<int64_t>() > 4096) {
       return reader.Fail("compress_ratios",
@@ -103,6 +103,7 @@ void ReadRatios(Reader& reader, ModelConfig* config) {
     }
     config->compress_ratios.push_back(ratio.get<int64_t>());
   }
+  config->compress_ratios.resize(layers + static_cast<size_t>(config->num_mtp_layers), 0);
 }
 
 void ReadRope(Reader& reader, const std::string& where, ModelConfig* config, absl::Status* nested) {

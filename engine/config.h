@@ -33,7 +33,9 @@ struct ModelConfig {
   int64_t o_lora_rank = 0;
   int64_t o_groups = 0;
   int64_t window = 0;
-  std::vector<int64_t> compress_ratios;  // [num_layers]
+  // [num_layers + num_mtp_layers]; the MTP blocks are layers behind the last, 0 where the file says
+  // nothing.
+  std::vector<int64_t> compress_ratios;
   float rope_theta = 0;
   float compress_rope_theta = 0;
   float yarn_factor = 1;  // of the compress table

@@ -50,8 +50,8 @@ absl::StatusOr<std::string> CheckpointDigest(const Checkpoint& checkpoint) {
     sha.AddField(text);
   }
   for (const auto& [name, view] : checkpoint.tensors()) {
-    sha.AddField(fmt::format("{} {} {}", name, view->dtype, ShapeText(view->shape)));
-    sha.Add(view->data, view->bytes);
+    sha.AddField(fmt::format("{} {} {}", name, view.dtype, ShapeText(view.shape)));
+    sha.Add(view.data, view.bytes);
   }
   return sha.Hex();
 }

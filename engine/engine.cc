@@ -134,7 +134,7 @@ class EngineImpl final : public Engine {
     workers_ = std::make_unique<Workers>(options.threads == 0 ? cores : options.threads);
     workspaces_.resize(static_cast<size_t>(workers_->threads()));
     uint64_t bytes = 0;
-    for (const auto& [name, view] : checkpoint_->tensors()) bytes += view->bytes;
+    for (const auto& [name, view] : checkpoint_->tensors()) bytes += view.bytes;
     small_ = bytes <= kSmallModelBytes;
     model_ = std::make_unique<Model>(&config_, &weights_);
   }

@@ -203,12 +203,8 @@ void ForwardPass::ProjectOutput(const AttentionWeights& w) {
                 columns = c_.o_groups * c_.o_lora_rank;
   const float* attended = Get(kAttended, rows_ * all);
   float* grouped = Get(kGrouped, rows_ * columns);
-  const size_t element = w.wo_a.type == cpu::WeightType::kBf16 ? sizeof(uint16_t) : sizeof(float);
   for (int64_t g = 0; g < c_.o_groups; ++g) {
-    Matrix part = w.wo_a;
-    part.rows = c_.o_lora_rank;
-    part.data = static_cast<const char*>(w.wo_a.data) +
-                static_cast<size_t>(g * c_.o_lora_rank * width) * element;
+    const Matrix part = w.wo_a.Rows(g * c_.o_lora_rank, c_.o_lora_rank);
     Multiply(attended + g * width, all, rows_, part, grouped + g * c_.o_lora_rank, columns);
   }
   Multiply(grouped, rows_, w.wo_b, Get(kOutput, rows_ * c_.hidden_size));

@@ -177,13 +177,13 @@ void ForwardPass::Head() {
     for (int64_t i = 0; i < wanted; ++i) {
       const float* streams = residual + (first + i) * flat;
       float u[cpu::kMaxStreams], pre[cpu::kMaxStreams];
-      cpu::Matmul(streams, flat, 1, w.hc_head_fn, 0, c_.hc_streams, u, c_.hc_streams);
+      cpu::Matmul(streams, flat, 1, w.output.hc_fn, 0, c_.hc_streams, u, c_.hc_streams);
       const float scale = cpu::RmsScale(streams, flat, c_.norm_eps);
       for (int64_t p = 0; p < c_.hc_streams; ++p) u[p] *= scale;
-      cpu::HcHeadGates(params, u, w.hc_head_base.data(), w.hc_head_scale, pre);
+      cpu::HcHeadGates(params, u, w.output.hc_base.data(), w.output.hc_scale, pre);
       cpu::HcCollapse(streams, pre, c_.hc_streams, width, input + i * width);
     }
-    Normalise(input, wanted, w.norm);
+    Normalise(input, wanted, w.output.norm);
     Multiply(input, wanted, w.head, segment.logits);
   }
 }

@@ -28,10 +28,14 @@ absl::StatusOr<ModelInfo> ReadModelInfo(const std::string& directory) {
   ASSIGN_OR_RETURN(info.config, LoadConfig(directory));
   const ModelConfig& c = info.config;
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(directory));
-  for (const auto& [name, view] : checkpoint->tensors()) {
-    Count(*view, &info.by_dtype[view->dtype]);
-    Count(*view, &info.total);
+  for (const auto& file : checkpoint->files()) {
+    for (const auto& [name, view] : file->tensors()) {
+      Count(view, &info.by_dtype[view.dtype]);
+      Count(view, &info.total);
+    }
   }
+  info.mtp_blocks = checkpoint->MtpBlocks(c);
+  info.quantised = checkpoint->quantised();
   int64_t routed = 0;
   for (const TensorSpec& spec : TensorInventory(c)) {
     if (spec.kind == TensorSpec::Kind::kTable) continue;

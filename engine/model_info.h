@@ -18,11 +18,13 @@ struct ModelInfo {
     int64_t bytes = 0;
   };
   ModelConfig config;
-  std::map<std::string, Stored> by_dtype;  // all tensors, MTP included
+  std::map<std::string, Stored> by_dtype;  // all tensors of the files, MTP included
   Stored total;
   int64_t parameters = 0;  // of the tensors in the inventory, hash tables left out
   int64_t active_parameters =
-      0;  // that one token uses: routed experts counted experts_per_token times
+      0;                   // that one token uses: routed experts counted experts_per_token times
+  int64_t mtp_blocks = 0;  // that the checkpoint has
+  bool quantised = false;  // FP8 or FP4 matrices
   int64_t window_layers = 0, csa_layers = 0, hca_layers = 0;
   int64_t kv_fixed_bytes = 0;  // of one sequence, whatever its length
   int64_t kv_page_bytes = 0;   // of one page

@@ -1,7 +1,9 @@
 #include "engine/weights.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -11,6 +13,8 @@
 namespace reprise::engine {
 namespace {
 
+using kernels::cpu::WeightType;
+
 class Binder {
  public:
   Binder(const Checkpoint& checkpoint, const ModelConfig& config)
@@ -19,14 +23,23 @@ class Binder {
   absl::StatusOr<ModelWeights> Bind() {
     model_.embed = MatrixOf("embed.weight");
     model_.head = MatrixOf("head.weight");
-    model_.norm = VectorOf("norm.weight");
-    model_.hc_head_fn = MatrixOf("hc_head_fn");
-    model_.hc_head_base = VectorOf("hc_head_base");
-    model_.hc_head_scale = VectorOf("hc_head_scale")[0];
+    model_.output = HeadOf("");
     for (int64_t layer = 0; layer < c_.num_layers; ++layer) {
       ASSIGN_OR_RETURN(LayerWeights weights, Layer(layer, fmt::format("layers.{}.", layer)));
       model_.layers.push_back(std::move(weights));
     }
+    for (int64_t block = 0; block < checkpoint_.MtpBlocks(c_); ++block) {
+      const std::string prefix = fmt::format("mtp.{}.", block);
+      MtpWeights mtp;
+      mtp.enorm = VectorOf(prefix + "enorm.weight");
+      mtp.hnorm = VectorOf(prefix + "hnorm.weight");
+      mtp.e_proj = MatrixOf(prefix + "e_proj.weight");
+      mtp.h_proj = MatrixOf(prefix + "h_proj.weight");
+      ASSIGN_OR_RETURN(mtp.layer, Layer(c_.num_layers + block, prefix));
+      mtp.head = HeadOf(prefix);
+      model_.mtp.push_back(std::move(mtp));
+    }
+    RETURN_IF_ERROR(status_);
     return std::move(model_);
   }
 
@@ -42,17 +55,76 @@ class Binder {
   Matrix MatrixOf(const std::string& name) {
     const TensorView& view = *checkpoint_.Find(name);
     Matrix matrix;
-    const bool bf16 = view.dtype == "BF16";
-    matrix.type = bf16 ? kernels::cpu::WeightType::kBf16 : kernels::cpu::WeightType::kF32;
-    matrix.data = Bytes(view, bf16 ? sizeof(uint16_t) : sizeof(float));
     matrix.cols = view.shape.back();
     matrix.rows = 1;
     for (size_t i = 0; i + 1 < view.shape.size(); ++i) matrix.rows *= view.shape[i];
+    if (view.dtype == "BF16") {
+      matrix.type = WeightType::kBf16;
+      matrix.data = Bytes(view, sizeof(uint16_t));
+    } else if (view.dtype == "F32") {
+      matrix.type = WeightType::kF32;
+      matrix.data = Bytes(view, sizeof(float));
+    } else {
+      const bool fp4 = view.dtype == "I8";
+      matrix.type = fp4 ? WeightType::kFp4 : WeightType::kFp8;
+      if (fp4) matrix.cols *= 2;
+      matrix.data = view.data;
+      if (!fp4) CheckFp8(name, view);
+      const std::string scale_name = ScaleName(name);
+      matrix.scales = Scales(scale_name, *checkpoint_.Find(scale_name));
+      matrix.scale_cols = checkpoint_.Find(scale_name)->shape[1];
+    }
     return matrix;
   }
 
+  void Fail(const std::string& name, uint64_t element, std::string_view what) {
+    if (!status_.ok()) return;
+    status_ = absl::DataLossError(fmt::format("{}: tensor {}: element {} is {}",
+                                              checkpoint_.directory(), name, element, what));
+  }
+
+  void CheckFp8(const std::string& name, const TensorView& view) {
+    constexpr uint64_t kStride = 1 << 16;  // looked at without a branch
+    for (uint64_t begin = 0; begin < view.bytes; begin += kStride) {
+      const uint64_t end = std::min(view.bytes, begin + kStride);
+      uint8_t found = 0;
+      for (uint64_t i = begin; i < end; ++i) found |= (view.data[i] & 0x7F) == 0x7F;
+      if (found == 0) continue;
+      uint64_t i = begin;
+      while ((view.data[i] & 0x7F) != 0x7F) ++i;
+      return Fail(name, i, "not a number (0x7F or 0xFF as F8_E4M3)");
+    }
+  }
+
+  // Scales as exponent bytes; F32 scales of re-saved files must be powers of two.
+  const uint8_t* Scales(const std::string& name, const TensorView& view) {
+    const uint8_t* bytes = view.data;
+    uint64_t count = view.bytes;
+    if (view.dtype == "F32") {
+      count /= sizeof(float);
+      auto copy = std::make_unique<uint8_t[]>(count);
+      for (uint64_t i = 0; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, view.data + i * sizeof(float), sizeof(bits));
+        if ((bits & 0x807FFFFF) != 0)
+          Fail(name, i, "no power of two; this engine needs UE8M0 scales");
+        copy[i] = static_cast<uint8_t>(bits >> 23);
+      }
+      model_.copies.push_back(std::move(copy));
+      bytes = model_.copies.back().get();
+    }
+    uint8_t largest = 0;
+    for (uint64_t i = 0; i < count; ++i) largest = std::max(largest, bytes[i]);
+    if (largest > kernels::cpu::kScaleByteMax) {
+      const uint64_t i = static_cast<uint64_t>(std::find(bytes, bytes + count, largest) - bytes);
+      Fail(name, i,
+           fmt::format("scale byte {}; possible: 0 to {}", largest, kernels::cpu::kScaleByteMax));
+    }
+    return bytes;
+  }
+
   Vector VectorOf(const std::string& name) {
-    const Matrix matrix = MatrixOf(name);
+    const Matrix matrix = MatrixOf(name);  // BF16 or F32, by the inventory
     Vector out(static_cast<size_t>(matrix.rows * matrix.cols));
     for (int64_t row = 0; row < matrix.rows; ++row)
       kernels::cpu::CopyRow(matrix, row, out.data() + row * matrix.cols);
@@ -68,6 +140,11 @@ class Binder {
     weights.attn = Attention(layer, prefix + "attn.");
     ASSIGN_OR_RETURN(weights.ffn, Experts(layer, prefix + "ffn."));
     return weights;
+  }
+
+  HeadWeights HeadOf(const std::string& prefix) {
+    return {MatrixOf(prefix + "hc_head_fn"), VectorOf(prefix + "hc_head_base"),
+            VectorOf(prefix + "hc_head_scale")[0], VectorOf(prefix + "norm.weight")};
   }
 
   HyperConnection HyperConnectionOf(const std::string& prefix) {
@@ -127,6 +204,7 @@ class Binder {
   const Checkpoint& checkpoint_;
   const ModelConfig& c_;
   ModelWeights model_;
+  absl::Status status_;  // of the data that was looked at
 };
 
 }  // namespace

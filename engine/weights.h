@@ -1,6 +1,6 @@
 // The parameters of a loaded model, as the forward pass reads them: matrices stay in the
-// checkpoint's mapping in their stored type, small vectors are widened to float32. Shapes are [out,
-// in], row major, as in the checkpoint.
+// checkpoint's mapping in their stored type (BF16, F32, FP8, FP4), small vectors are widened to
+// float32. Shapes are [out, in], row major, as in the checkpoint.
 #pragma once
 
 #include <cstdint>
@@ -56,19 +56,34 @@ struct LayerWeights {
   ExpertWeights ffn;
 };
 
+// How the residual streams become the input of the output matrix.
+struct HeadWeights {
+  Matrix hc_fn;  // [P, P * D]
+  Vector hc_base;
+  float hc_scale = 0;
+  Vector norm;
+};
+
+// A block that guesses the token after the next from the residual and the next token.
+struct MtpWeights {
+  Vector enorm, hnorm;
+  Matrix e_proj, h_proj;  // [D, D]
+  LayerWeights layer;
+  HeadWeights head;
+};
+
 struct ModelWeights {
   Matrix embed, head;  // [V, D]
-  Vector norm;
-  Matrix hc_head_fn;  // [P, P * D]
-  Vector hc_head_base;
-  float hc_head_scale = 0;
+  HeadWeights output;
   std::vector<LayerWeights> layers;
+  std::vector<MtpWeights> mtp;  // those that the checkpoint has
   // Tensors whose bytes were not aligned in their file.
   std::vector<std::unique_ptr<uint8_t[]>> copies;
 };
 
 // REQUIRES: checkpoint.CheckAgainst(config) is OK. The result points into the checkpoint.
-// INVALID_ARGUMENT when a hash table names an expert that does not exist.
+// INVALID_ARGUMENT when a hash table names an expert that does not exist; DATA_LOSS when an FP8
+// value or a scale is none: NaN, or a scale outside of what float32 can multiply by.
 absl::StatusOr<ModelWeights> BindWeights(const Checkpoint& checkpoint, const ModelConfig& config);
 
 }  // namespace reprise::engine

@@ -1,8 +1,9 @@
 // Portable dot products and weighted sums in the lane order that dot.h fixes, and the choice between the paths.
 #include "kernels/cpu/dot.h"
 
-#include <bit>
 #include <cmath>
+
+#include "kernels/cpu/formats.h"
 
 namespace reprise::kernels::cpu {
 namespace {
@@ -15,8 +16,6 @@ float ReduceLanes(const float* lane) {
   return even + odd;
 }
 
-float Widen(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-
 template <typename Load>
 float DotWith(const float* x, const Load& load, int64_t n) {
   float lane[kLanes] = {};
@@ -28,19 +27,47 @@ float PortableDot(const float* a, const float* b, int64_t n) {
   return DotWith(a, [b](int64_t k) { return b[k]; }, n);
 }
 
+// fn(load), where load(k) is element k of row `row` of `w`.
+template <typename Fn>
+auto WithRow(const Weight& w, int64_t row, const Fn& fn) {
+  const int64_t at = w.first_row + row;
+  switch (w.type) {
+    case WeightType::kBf16: {
+      const uint16_t* bits = static_cast<const uint16_t*>(w.data) + at * w.cols;
+      return fn([bits](int64_t k) { return WidenBf16(bits[k]); });
+    }
+    case WeightType::kFp8: {
+      const uint8_t* codes = static_cast<const uint8_t*>(w.data) + at * w.cols;
+      const uint8_t* scales = w.scales + at / kFp8ScaleBlock * w.scale_cols;
+      return fn([codes, scales](int64_t k) { return WidenE4m3(codes[k]) * WidenE8m0(scales[k / kFp8ScaleBlock]); });
+    }
+    case WeightType::kFp4: {
+      const uint8_t* codes = static_cast<const uint8_t*>(w.data) + at * (w.cols / 2);
+      const uint8_t* scales = w.scales + at * w.scale_cols;
+      return fn([codes, scales](int64_t k) {
+        const uint8_t code = static_cast<uint8_t>(k % 2 == 0 ? codes[k / 2] & 15 : codes[k / 2] >> 4);
+        return WidenE2m1(code) * WidenE8m0(scales[k / kFp4ScaleBlock]);
+      });
+    }
+    case WeightType::kF32:
+      break;
+  }
+  const float* values = static_cast<const float*>(w.data) + at * w.cols;
+  return fn([values](int64_t k) { return values[k]; });
+}
+
+void PortableCopyRow(const Weight& w, int64_t row, float* out) {
+  WithRow(w, row, [&](const auto& load) {
+    for (int64_t k = 0; k < w.cols; ++k) out[k] = load(k);
+  });
+}
+
 void PortableMatmul(const float* x, int64_t x_stride, int64_t x_rows, const Weight& w, int64_t begin, int64_t end,
                     float* y, int64_t y_stride) {
   for (int64_t i = begin; i < end; ++i) {
-    for (int64_t t = 0; t < x_rows; ++t) {
-      const float* row = x + t * x_stride;
-      float& out = y[t * y_stride + i];
-      if (w.type == WeightType::kBf16) {
-        const uint16_t* bits = static_cast<const uint16_t*>(w.data) + i * w.cols;
-        out = DotWith(row, [bits](int64_t k) { return Widen(bits[k]); }, w.cols);
-      } else {
-        out = PortableDot(row, static_cast<const float*>(w.data) + i * w.cols, w.cols);
-      }
-    }
+    WithRow(w, i, [&](const auto& load) {
+      for (int64_t t = 0; t < x_rows; ++t) y[t * y_stride + i] = DotWith(x + t * x_stride, load, w.cols);
+    });
   }
 }
 
@@ -69,7 +96,7 @@ void PortableWeightedRows(const float* p, int64_t heads, const float* const* row
 namespace internal {
 
 const DotKernels& PortableKernels() {
-  static constexpr DotKernels kKernels = {PortableMatmul, PortableDotRows, PortableWeightedRows, PortableDot};
+  static constexpr DotKernels kKernels = {PortableMatmul, PortableCopyRow, PortableDotRows, PortableWeightedRows, PortableDot};
   return kKernels;
 }
 

@@ -2,14 +2,22 @@
 //
 // Invariant: the result of a dot product depends on its two vectors alone. Element k goes to lane k mod 8, each lane is
 // one chain of fused multiply-adds in ascending k, and the lanes are added in one fixed tree. The AVX2 path and the
-// portable path follow the same order and give the same bits.
+// portable path follow the same order and give the same bits. FP8 and FP4 elements are widened exactly, scale included,
+// before they are multiplied.
 #pragma once
 
 #include <cstdint>
 
 namespace reprise::kernels::cpu {
 
-enum class WeightType : uint8_t { kF32, kBf16 };
+// As stored. kFp8: e4m3, one scale for a block of 128 x 128. kFp4: e2m1, two a byte with the even column in the low
+// half, one scale for 32 columns of a row.
+enum class WeightType : uint8_t { kF32, kBf16, kFp8, kFp4 };
+
+inline constexpr int64_t kFp8ScaleBlock = 128;
+inline constexpr int64_t kFp4ScaleBlock = 32;
+// A scale byte b is 2^(b - 127); larger ones would overflow on the way and are none.
+inline constexpr uint8_t kScaleByteMax = 246;
 
 // Rows of a matrix that the tiles read; `data` is row major with `cols` elements a row.
 struct Weight {
@@ -17,6 +25,17 @@ struct Weight {
   WeightType type = WeightType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
+  const uint8_t* scales = nullptr;  // kFp8: [ceil(rows / 128), scale_cols]; kFp4: [rows, scale_cols]
+  int64_t scale_cols = 0;
+  int64_t first_row = 0;  // row 0 is this row of `data` and `scales`
+
+  // Rows [first, first + count).
+  Weight Rows(int64_t first, int64_t count) const {
+    Weight part = *this;
+    part.first_row += first;
+    part.rows = count;
+    return part;
+  }
 };
 
 // sum_k a[k] * b[k], float32.
@@ -39,8 +58,11 @@ using WeightedRowsFn = void (*)(const float* p, int64_t heads, const float* cons
                                 float* out);
 using DotFn = float (*)(const float* a, const float* b, int64_t n);
 
+using CopyRowFn = void (*)(const Weight& w, int64_t row, float* out);
+
 struct DotKernels {
   MatmulFn matmul;
+  CopyRowFn copy_row;
   DotRowsFn dot_rows;
   WeightedRowsFn weighted_rows;
   DotFn dot;

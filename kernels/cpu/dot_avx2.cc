@@ -7,8 +7,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
-#define REPRISE_AVX2 __attribute__((target("avx2,fma")))
+#include "kernels/cpu/formats.h"
+
+#define REPRISE_AVX2 __attribute__((target("avx2,fma,f16c")))
 
 namespace reprise::kernels::cpu {
 namespace {
@@ -119,18 +122,164 @@ REPRISE_AVX2 void AllTiles(const float* x, int64_t x_stride, int64_t x_rows, con
   }
 }
 
+// Rows of eight-bit floats and their scales.
+struct Fp8Rows {
+  static constexpr int64_t kBlock = kFp8ScaleBlock;
+  const uint8_t* codes;
+  const uint8_t* scales;
+
+  Fp8Rows() = default;
+  Fp8Rows(const Weight& w, int64_t row)
+      : codes(static_cast<const uint8_t*>(w.data) + (w.first_row + row) * w.cols),
+        scales(w.scales + (w.first_row + row) / kFp8ScaleBlock * w.scale_cols) {}
+
+  // An e4m3 moved into the fields of a half is 2^8 too small.
+  REPRISE_AVX2 inline __m256 Factor(int64_t k) const {
+    return _mm256_set1_ps(WidenE8m0(scales[k / kBlock]) * 0x1.0p8f);
+  }
+  REPRISE_AVX2 static inline __m256 Widen(__m128i bytes, __m256 factor) {
+    const __m128i halves =
+        _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(bytes), 7), _mm_set1_epi16(static_cast<int16_t>(0xBFFF)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(halves), factor);
+  }
+  REPRISE_AVX2 inline __m256 Load(int64_t k, __m256 factor) const {
+    return Widen(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + k)), factor);
+  }
+  REPRISE_AVX2 inline __m256 LoadTail(int64_t k, int64_t left, __m256 factor) const {
+    uint8_t padded[kLanes] = {};
+    std::memcpy(padded, codes + k, static_cast<size_t>(left));
+    return Widen(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(padded)), factor);
+  }
+};
+
+// Rows of packed e2m1 and their scales; the number of columns is a multiple of 32.
+struct Fp4Rows {
+  static constexpr int64_t kBlock = kFp4ScaleBlock;
+  const uint8_t* codes;
+  const uint8_t* scales;
+
+  Fp4Rows() = default;
+  Fp4Rows(const Weight& w, int64_t row)
+      : codes(static_cast<const uint8_t*>(w.data) + (w.first_row + row) * (w.cols / 2)),
+        scales(w.scales + (w.first_row + row) * w.scale_cols) {}
+
+  // The table below holds twice the value.
+  REPRISE_AVX2 inline __m256 Factor(int64_t k) const {
+    return _mm256_set1_ps(WidenE8m0(scales[k / kBlock]) * 0.5f);
+  }
+  REPRISE_AVX2 inline __m256 Load(int64_t k, __m256 factor) const {
+    int32_t packed;
+    std::memcpy(&packed, codes + k / 2, sizeof(packed));
+    const __m128i bytes = _mm_cvtsi32_si128(packed), low = _mm_set1_epi8(15);
+    const __m128i nibbles =
+        _mm_unpacklo_epi8(_mm_and_si128(bytes, low), _mm_and_si128(_mm_srli_epi16(bytes, 4), low));
+    const __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+    const __m256i twice = _mm256_cvtepi8_epi32(_mm_shuffle_epi8(table, nibbles));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(twice), factor);
+  }
+  REPRISE_AVX2 inline __m256 LoadTail(int64_t k, int64_t, __m256 factor) const { return Load(k, factor); }
+};
+
+// As Tile, for rows with scales.
+template <typename Rows, int kB, int kT>
+REPRISE_AVX2 inline void ScaledTile(const float* x, int64_t x_stride, const Rows* rows, int64_t n, float* out,
+                                    int64_t out_stride) {
+  __m256 sum[kB][kT];
+  for (int b = 0; b < kB; ++b) {
+    for (int t = 0; t < kT; ++t) sum[b][t] = _mm256_setzero_ps();
+  }
+  for (int64_t begin = 0; begin < n; begin += Rows::kBlock) {
+    const int64_t end = std::min(n, begin + Rows::kBlock);
+    __m256 factor[kB];
+    for (int b = 0; b < kB; ++b) factor[b] = rows[b].Factor(begin);
+    int64_t k = begin;
+    for (; k + kLanes <= end; k += kLanes) {
+      __m256 input[kT];
+      for (int t = 0; t < kT; ++t) input[t] = _mm256_loadu_ps(x + t * x_stride + k);
+      for (int b = 0; b < kB; ++b) {
+        const __m256 weight = rows[b].Load(k, factor[b]);
+        for (int t = 0; t < kT; ++t) sum[b][t] = _mm256_fmadd_ps(weight, input[t], sum[b][t]);
+      }
+    }
+    if (k == end) continue;
+    for (int b = 0; b < kB; ++b) {
+      const __m256 weight = rows[b].LoadTail(k, end - k, factor[b]);
+      for (int t = 0; t < kT; ++t) {
+        sum[b][t] = _mm256_fmadd_ps(weight, F32Rows::LoadTail(x + t * x_stride + k, end - k), sum[b][t]);
+      }
+    }
+  }
+  for (int b = 0; b < kB; ++b) {
+    for (int t = 0; t < kT; ++t) out[t * out_stride + b] = ReduceLanes(sum[b][t]);
+  }
+}
+
+template <typename Rows>
+REPRISE_AVX2 void WidenRow(const Rows& row, int64_t n, float* out) {
+  for (int64_t begin = 0; begin < n; begin += Rows::kBlock) {
+    const int64_t end = std::min(n, begin + Rows::kBlock);
+    const __m256 factor = row.Factor(begin);
+    int64_t k = begin;
+    for (; k + kLanes <= end; k += kLanes) _mm256_storeu_ps(out + k, row.Load(k, factor));
+    if (k < end) _mm256_maskstore_ps(out + k, TailMask(end - k), row.LoadTail(k, end - k, factor));
+  }
+}
+
+template <typename Rows, int kB>
+REPRISE_AVX2 void ScaledTileOfInputs(int64_t inputs, const float* x, int64_t x_stride, const Rows* rows, int64_t n,
+                                     float* out, int64_t out_stride) {
+  switch (inputs) {
+    case 1: return ScaledTile<Rows, kB, 1>(x, x_stride, rows, n, out, out_stride);
+    case 2: return ScaledTile<Rows, kB, 2>(x, x_stride, rows, n, out, out_stride);
+    default: return ScaledTile<Rows, kB, 3>(x, x_stride, rows, n, out, out_stride);
+  }
+}
+
+// Few inputs: weights are widened in registers. Many: a group of rows is widened once for all of them.
+template <typename Rows>
+REPRISE_AVX2 void ScaledMatmul(const float* x, int64_t x_stride, int64_t x_rows, const Weight& w, int64_t begin,
+                               int64_t end, float* y, int64_t y_stride) {
+  const int64_t n = w.cols;
+  if (x_rows <= kTileInputs) {
+    Rows rows[kTileWeights];
+    int64_t i = begin;
+    for (; i + kTileWeights <= end; i += kTileWeights) {
+      for (int64_t b = 0; b < kTileWeights; ++b) rows[b] = Rows(w, i + b);
+      ScaledTileOfInputs<Rows, kTileWeights>(x_rows, x, x_stride, rows, n, y + i, y_stride);
+    }
+    for (; i < end; ++i) {
+      rows[0] = Rows(w, i);
+      ScaledTileOfInputs<Rows, 1>(x_rows, x, x_stride, rows, n, y + i, y_stride);
+    }
+    return;
+  }
+  thread_local std::vector<float> widened;
+  widened.resize(static_cast<size_t>(kTileWeights * n));
+  const float* data = widened.data();
+  for (int64_t i = begin; i < end; i += kTileWeights) {
+    const int64_t count = std::min<int64_t>(kTileWeights, end - i);
+    for (int64_t b = 0; b < count; ++b) WidenRow(Rows(w, i + b), n, widened.data() + b * n);
+    AllTiles<F32Rows>(
+        x, x_stride, x_rows, [data, n](int64_t b) { return data + b * n; }, 0, count, n, y + i, y_stride);
+  }
+}
+
 REPRISE_AVX2 void Avx2Matmul(const float* x, int64_t x_stride, int64_t x_rows, const Weight& w, int64_t begin,
                              int64_t end, float* y, int64_t y_stride) {
-  if (w.type == WeightType::kBf16) {
-    const auto* data = static_cast<const uint16_t*>(w.data);
-    const int64_t cols = w.cols;
-    AllTiles<Bf16Rows>(
-        x, x_stride, x_rows, [data, cols](int64_t i) { return data + i * cols; }, begin, end, cols, y, y_stride);
-  } else {
-    const auto* data = static_cast<const float*>(w.data);
-    const int64_t cols = w.cols;
-    AllTiles<F32Rows>(
-        x, x_stride, x_rows, [data, cols](int64_t i) { return data + i * cols; }, begin, end, cols, y, y_stride);
+  const int64_t cols = w.cols;
+  switch (w.type) {
+    case WeightType::kBf16: {
+      const auto* data = static_cast<const uint16_t*>(w.data) + w.first_row * cols;
+      return AllTiles<Bf16Rows>(
+          x, x_stride, x_rows, [data, cols](int64_t i) { return data + i * cols; }, begin, end, cols, y, y_stride);
+    }
+    case WeightType::kF32: {
+      const auto* data = static_cast<const float*>(w.data) + w.first_row * cols;
+      return AllTiles<F32Rows>(
+          x, x_stride, x_rows, [data, cols](int64_t i) { return data + i * cols; }, begin, end, cols, y, y_stride);
+    }
+    case WeightType::kFp8: return ScaledMatmul<Fp8Rows>(x, x_stride, x_rows, w, begin, end, y, y_stride);
+    case WeightType::kFp4: return ScaledMatmul<Fp4Rows>(x, x_stride, x_rows, w, begin, end, y, y_stride);
   }
 }
 
@@ -174,8 +323,8 @@ REPRISE_AVX2 void Avx2WeightedRows(const float* p, int64_t heads, const float* c
 }  // namespace
 
 const internal::DotKernels* internal::Avx2Kernels() {
-  static constexpr DotKernels kKernels = {Avx2Matmul, Avx2DotRows, Avx2WeightedRows, Avx2Dot};
-  static const bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const DotKernels kKernels = {Avx2Matmul, PortableKernels().copy_row, Avx2DotRows, Avx2WeightedRows, Avx2Dot};
+  static const bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   return supported ? &kKernels : nullptr;
 }
 

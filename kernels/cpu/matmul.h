@@ -1,4 +1,5 @@
-// y = x . W^T with weights kept as they are stored (bfloat16 or float32) and widened in registers.
+// y = x . W^T with weights kept as they are stored (float32, bfloat16, FP8, FP4) and widened in registers, or a few rows
+// at a time for many inputs.
 #pragma once
 
 #include <cstdint>

@@ -2,3 +2,5 @@
 reprise_test(model_test SOURCES model_test.cc LIBS reprise::engine nlohmann_json::nlohmann_json TIMEOUT 600)
 reprise_test(bad_model_test SOURCES bad_config_test.cc bad_weights_test.cc
   LIBS reprise::engine nlohmann_json::nlohmann_json)
+reprise_test(checkpoint_test SOURCES checkpoint_test.cc
+  LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
