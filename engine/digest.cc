@@ -41,7 +41,7 @@ class Sha256 {
 
 }  // namespace
 
-absl::StatusOr<std::string> CheckpointDigest(const Checkpoint& checkpoint) {
+absl::StatusOr<std::string> CheckpointDigest(const Checkpoint& checkpoint, bool reference) {
   Sha256 sha;
   for (const char* name : {"config.json", "tokenizer.json"}) {
     ASSIGN_OR_RETURN(
@@ -53,6 +53,7 @@ absl::StatusOr<std::string> CheckpointDigest(const Checkpoint& checkpoint) {
     sha.AddField(fmt::format("{} {} {}", name, view.dtype, ShapeText(view.shape)));
     sha.Add(view.data, view.bytes);
   }
+  if (reference) sha.AddField("numerics reference");
   return sha.Hex();
 }
 

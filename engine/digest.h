@@ -9,7 +9,7 @@
 namespace reprise::engine {
 
 // SHA-256 over config.json, tokenizer.json, and name, dtype, shape and bytes of every tensor in
-// name order; hexadecimal. Reads all data once.
-absl::StatusOr<std::string> CheckpointDigest(const Checkpoint& checkpoint);
+// name order; hexadecimal. Reads all data once. Reference numerics are a field more.
+absl::StatusOr<std::string> CheckpointDigest(const Checkpoint& checkpoint, bool reference);
 
 }  // namespace reprise::engine

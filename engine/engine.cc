@@ -56,7 +56,7 @@ class EngineImpl final : public Engine {
                       engine->tokenizer_->vocab_size(), engine->config_.vocab_size));
     }
     ASSIGN_OR_RETURN(engine->weights_, BindWeights(*engine->checkpoint_, engine->config_));
-    ASSIGN_OR_RETURN(engine->digest_, CheckpointDigest(*engine->checkpoint_));
+    ASSIGN_OR_RETURN(engine->digest_, CheckpointDigest(*engine->checkpoint_, engine->reference_));
     engine->Start(options);
     return engine;
   }
@@ -112,10 +112,21 @@ class EngineImpl final : public Engine {
   int32_t vocab_size() const override { return static_cast<int32_t>(config_.vocab_size); }
   int32_t eos_id() const override { return config_.eos_id; }
   int64_t max_context() const override { return max_context_; }
+  Numerics numerics() const override {
+    return reference_ ? Numerics::kReference : Numerics::kFloat;
+  }
   const std::string& digest() const override { return digest_; }
 
  private:
-  absl::Status CheckOptions(const EngineOptions& options) const {
+  absl::Status CheckOptions(const EngineOptions& options) {
+    reference_ = options.numerics == Numerics::kReference ||
+                 (options.numerics == Numerics::kAuto && checkpoint_->quantised());
+    if (reference_ && (config_.index_dim & (config_.index_dim - 1)) != 0) {
+      return absl::InvalidArgumentError(fmt::format(
+          "{}: index_head_dim {} is no power of two, which reference numerics need; load it with "
+          "numerics = float",
+          checkpoint_->directory(), config_.index_dim));
+    }
     if (options.threads < 0 || options.threads > kThreadsMax) {
       return absl::InvalidArgumentError(fmt::format(
           "engine threads: {}; possible: 0 (one a core) to {}", options.threads, kThreadsMax));
@@ -136,7 +147,7 @@ class EngineImpl final : public Engine {
     uint64_t bytes = 0;
     for (const auto& [name, view] : checkpoint_->tensors()) bytes += view.bytes;
     small_ = bytes <= kSmallModelBytes;
-    model_ = std::make_unique<Model>(&config_, &weights_);
+    model_ = std::make_unique<Model>(&config_, &weights_, reference_);
   }
 
   absl::Status CheckItems(absl::Span<const StepItem> items) const {
@@ -226,6 +237,7 @@ class EngineImpl final : public Engine {
   std::string digest_;
   int64_t max_context_ = 0;
   bool small_ = false;
+  bool reference_ = false;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Workers> workers_;
   std::vector<Workspace> workspaces_;  // [threads]

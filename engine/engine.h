@@ -21,9 +21,16 @@ namespace reprise::engine {
 
 struct ModelConfig;  // engine/config.h
 
+// What is rounded between operations. kReference: to bfloat16 wherever the reference implementation
+// does, key-value entries and the inputs of FP8 and FP4 matrices to FP8, indexer queries and keys
+// to FP4 after a Hadamard transform: what quantised checkpoints were trained with. kFloat: nothing
+// is. kAuto: kReference for a checkpoint with FP8 or FP4 matrices, kFloat for others.
+enum class Numerics { kAuto, kReference, kFloat };
+
 struct EngineOptions {
   int threads = 0;          // 0: one a core
   int64_t max_context = 0;  // 0: max_position_embeddings of the config
+  Numerics numerics = Numerics::kAuto;
 };
 
 struct SamplingParams {
@@ -72,8 +79,10 @@ class Engine {
   virtual int32_t vocab_size() const = 0;
   virtual int32_t eos_id() const = 0;
   virtual int64_t max_context() const = 0;
-  // SHA-256 over config, tokenizer and tensor data, hexadecimal: two engines with the same digest
-  // give the same tokens.
+  // kReference or kFloat.
+  virtual Numerics numerics() const = 0;
+  // SHA-256 over config, tokenizer, tensor data and numerics, hexadecimal: two engines with the
+  // same digest give the same tokens.
   virtual const std::string& digest() const = 0;
 };
 

@@ -7,6 +7,7 @@
 #include "engine/forward_pass.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/indexer.h"
+#include "kernels/cpu/quantise.h"
 #include "kernels/cpu/rmsnorm.h"
 #include "kernels/cpu/rope.h"
 
@@ -36,44 +37,80 @@ void ForwardPass::Rotate(float* x, int64_t n, int64_t row, bool inverse) const {
   cpu::ApplyRope(x, n, pairs, at, at + pairs, inverse);
 }
 
+// Norm, rotation and rounding of one query head; rotation and rounding of one key.
+void ForwardPass::FinishQueries(float* query, float* key) {
+  const int64_t d = c_.head_dim, heads = c_.num_heads;
+  ParallelFor(workers_, rows_, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t h = 0; h < heads; ++h) {
+        float* q = query + (row * heads + h) * d;
+        cpu::RmsNorm(q, nullptr, d, c_.norm_eps, q);
+        Round(q, d);
+        Rotate(q, d, row, /*inverse=*/false);
+        Round(q, d);
+      }
+      Rotate(key + row * d, d, row, /*inverse=*/false);
+      FinishEntry(key + row * d);
+    }
+  });
+}
+
+// A rotated key-value entry as it is stored.
+void ForwardPass::FinishEntry(float* entry) const {
+  if (!reference_) return;
+  const int64_t plain = c_.head_dim - c_.rope_dim;
+  Round(entry, c_.head_dim);
+  cpu::QuantiseFp8(entry, plain, cpu::kFp8KvGroup, entry);
+}
+
+// A rotated indexer query head or key.
+void ForwardPass::FinishIndex(float* x) const {
+  if (!reference_) return;
+  Round(x, c_.index_dim);
+  cpu::Hadamard(x, c_.index_dim);
+  Round(x, c_.index_dim);
+  cpu::QuantiseFp4(x, c_.index_dim);
+}
+
+void ForwardPass::MakeIndexQueries(const AttentionWeights& w, const float* low, const float* x) {
+  const int64_t heads = c_.index_heads, dim = c_.index_dim;
+  float* query = Get(kIndexQuery, rows_ * heads * dim);
+  Linear(low, rows_, w.index_wq_b, query);
+  float* weights = Get(kIndexWeights, rows_ * heads);
+  Linear(x, rows_, w.index_weights, weights);
+  const float factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim * heads)));
+  for (int64_t i = 0; i < rows_ * heads; ++i) weights[i] *= factor;
+  Round(weights, rows_ * heads);
+  ParallelFor(workers_, rows_, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t h = 0; h < heads; ++h) {
+        float* q = query + (row * heads + h) * dim;
+        Rotate(q, dim, row, /*inverse=*/false);
+        FinishIndex(q);
+      }
+    }
+  });
+}
+
 void ForwardPass::Attention(int64_t layer, const AttentionWeights& w) {
   const int64_t d = c_.head_dim, heads = c_.num_heads;
   compress_table_ = c_.kind(layer) != LayerKind::kWindow;
   const float* x = Get(kInput, rows_ * c_.hidden_size);
 
   float* low = Get(kLowRank, rows_ * c_.q_lora_rank);
-  Multiply(x, rows_, w.wq_a, low);
+  Linear(x, rows_, w.wq_a, low);
   Normalise(low, rows_, w.q_norm);
   float* query = Get(kQuery, rows_ * heads * d);
-  Multiply(low, rows_, w.wq_b, query);
+  Linear(low, rows_, w.wq_b, query);
   float* key = Get(kKey, rows_ * d);
-  Multiply(x, rows_, w.wkv, key);
+  Linear(x, rows_, w.wkv, key);
   Normalise(key, rows_, w.kv_norm);
-  for (int64_t row = 0; row < rows_; ++row) {
-    for (int64_t h = 0; h < heads; ++h) {
-      float* q = query + (row * heads + h) * d;
-      cpu::RmsNorm(q, nullptr, d, c_.norm_eps, q);
-      Rotate(q, d, row, /*inverse=*/false);
-    }
-    Rotate(key + row * d, d, row, /*inverse=*/false);
-  }
+  FinishQueries(query, key);
 
   if (c_.kind(layer) != LayerKind::kWindow) Compress(layer, w.compressor, /*index=*/false);
   if (c_.kind(layer) == LayerKind::kCsa) {
     Compress(layer, w.index_compressor, /*index=*/true);
-    float* index_query = Get(kIndexQuery, rows_ * c_.index_heads * c_.index_dim);
-    Multiply(low, rows_, w.index_wq_b, index_query);
-    float* weights = Get(kIndexWeights, rows_ * c_.index_heads);
-    Multiply(x, rows_, w.index_weights, weights);
-    const float factor =
-        static_cast<float>(1.0 / std::sqrt(static_cast<double>(c_.index_dim * c_.index_heads)));
-    for (int64_t i = 0; i < rows_ * c_.index_heads; ++i) weights[i] *= factor;
-    for (int64_t row = 0; row < rows_; ++row) {
-      for (int64_t h = 0; h < c_.index_heads; ++h) {
-        Rotate(index_query + (row * c_.index_heads + h) * c_.index_dim, c_.index_dim, row,
-               /*inverse=*/false);
-      }
-    }
+    MakeIndexQueries(w, low, x);
   }
 
   Get(kAttended, rows_ * heads * d);
@@ -135,10 +172,17 @@ void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
     scratch.resize(rows.size() * static_cast<size_t>(width));
     float* entry = index ? segment.kv->IndexKey(layer, block) : segment.kv->Entry(layer, block);
     cpu::PoolBlock(rows.data(), static_cast<int64_t>(rows.size()), width, scratch.data(), entry);
+    Round(entry, width);
     cpu::RmsNorm(entry, w.norm.data(), width, c_.norm_eps, entry);
+    Round(entry, width);
     cpu::RopeAngles(model_.compress_frequencies_.data(), pairs, first, angles.data(),
                     angles.data() + pairs);
     cpu::ApplyRope(entry, width, pairs, angles.data(), angles.data() + pairs, /*inverse=*/false);
+    if (index) {
+      FinishIndex(entry);
+    } else {
+      FinishEntry(entry);
+    }
   }
   const int64_t kept = segment.kv->layout().layers[layer].tail_rows;
   for (int64_t t = std::max(start, end - kept); t < end; ++t) {
@@ -168,7 +212,7 @@ void ForwardPass::AttendRow(int64_t layer, const AttentionWeights& w, const Segm
     for (int64_t first = 0; first < visible; first += per_page) {
       cpu::IndexScores(q, weights, c_.index_heads, c_.index_dim, segment.kv->IndexKey(layer, first),
                        std::min(per_page, visible - first), scratch.tile.data(),
-                       scratch.scores.data() + first);
+                       scratch.scores.data() + first, reference_);
     }
     cpu::SelectTopK(scratch.scores.data(), visible, c_.index_topk, &scratch.selected);
     for (int32_t block : scratch.selected) scratch.rows.push_back(segment.kv->Entry(layer, block));
@@ -177,12 +221,14 @@ void ForwardPass::AttendRow(int64_t layer, const AttentionWeights& w, const Segm
       scratch.rows.push_back(segment.kv->Entry(layer, block));
   }
   const int64_t count = static_cast<int64_t>(scratch.rows.size());
-  scratch.logits.resize(static_cast<size_t>(heads * count));
+  scratch.logits.resize(static_cast<size_t>(heads * (count + 1)));
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
   float* out = workspace_->buffers[kAttended].data() + row * heads * d;
   cpu::Attend(workspace_->buffers[kQuery].data() + row * heads * d, heads, d, scratch.rows.data(),
-              count, w.sink.data(), scale, scratch.logits.data(), out);
+              count, w.sink.data(), scale, scratch.logits.data(), out, reference_);
+  Round(out, heads * d);
   for (int64_t h = 0; h < heads; ++h) Rotate(out + h * d, d, row, /*inverse=*/true);
+  Round(out, heads * d);
 }
 
 void ForwardPass::KeepWindow(int64_t layer) {
@@ -207,7 +253,9 @@ void ForwardPass::ProjectOutput(const AttentionWeights& w) {
     const Matrix part = w.wo_a.Rows(g * c_.o_lora_rank, c_.o_lora_rank);
     Multiply(attended + g * width, all, rows_, part, grouped + g * c_.o_lora_rank, columns);
   }
-  Multiply(grouped, rows_, w.wo_b, Get(kOutput, rows_ * c_.hidden_size));
+  // The reference multiplies its input unquantised by this one matrix, wo_a.
+  Round(grouped, rows_ * columns);
+  Linear(grouped, rows_, w.wo_b, Get(kOutput, rows_ * c_.hidden_size));
 }
 
 }  // namespace reprise::engine

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/forward_pass.h"
+#include "kernels/cpu/quantise.h"
 #include "kernels/cpu/router.h"
 #include "kernels/cpu/swiglu.h"
 
@@ -37,17 +38,23 @@ void ForwardPass::Route(int64_t layer, const ExpertWeights& w) {
   }
 }
 
+// `input` is what InputOf gave for it.
 void ForwardPass::RunExpert(const Expert& expert, const float* input, const float* weights,
                             int64_t rows, float* gate, float* up, float* output, Workers* workers) {
   const int64_t inner = c_.expert_width;
   MultiplyOn(workers, input, c_.hidden_size, rows, expert.w1, gate, inner);
   MultiplyOn(workers, input, c_.hidden_size, rows, expert.w3, up, inner);
+  Round(gate, rows * inner);
+  Round(up, rows * inner);
   for (int64_t row = 0; row < rows; ++row) {
     const float weight = weights == nullptr ? 1.0f : weights[row];
-    cpu::SwiGlu(gate + row * inner, up + row * inner, inner, c_.swiglu_limit, weight,
-                gate + row * inner);
+    float* hidden = gate + row * inner;
+    cpu::SwiGlu(hidden, up + row * inner, inner, c_.swiglu_limit, weight, hidden);
+    Round(hidden, inner);
+    if (reference_ && Quantised(expert.w2)) cpu::QuantiseFp8(hidden, inner, cpu::kFp8Group, hidden);
   }
   MultiplyOn(workers, gate, inner, rows, expert.w2, output, c_.hidden_size);
+  Round(output, rows * c_.hidden_size);
 }
 
 // Slots are (row, choice) pairs, sorted by expert: each expert reads its weights once for all rows
@@ -68,11 +75,12 @@ void ForwardPass::Experts(int64_t layer, const ExpertWeights& w) {
   for (int64_t e = 0; e < c_.num_experts; ++e) {
     if (begin[e + 1] > begin[e]) busy.push_back(e);
   }
+  const float* routed_input = InputOf(w.routed[0].w1, input, rows_, width);
   float* gathered = Get(kExpertInput, slots * width);
   std::vector<float> slot_weights(static_cast<size_t>(slots));
   for (int64_t slot = 0; slot < slots; ++slot) {
     place[slot] = next[chosen[slot]]++;
-    std::copy_n(input + slot / k * width, width, gathered + place[slot] * width);
+    std::copy_n(routed_input + slot / k * width, width, gathered + place[slot] * width);
     slot_weights[place[slot]] = weights[slot];
   }
   // One more row range for the shared expert.
@@ -91,8 +99,8 @@ void ForwardPass::Experts(int64_t layer, const ExpertWeights& w) {
   } else {
     for (int64_t e : busy) run(e, workers_);
   }
-  RunExpert(w.shared, input, nullptr, rows_, gate + slots * inner, up + slots * inner, output,
-            workers_);
+  RunExpert(w.shared, InputOf(w.shared.w1, input, rows_, width), nullptr, rows_,
+            gate + slots * inner, up + slots * inner, output, workers_);
 
   // The routed outputs in the order of the choice, then the shared one.
   for (int64_t row = 0; row < rows_; ++row) {
@@ -102,6 +110,7 @@ void ForwardPass::Experts(int64_t layer, const ExpertWeights& w) {
       for (int64_t j = 0; j < k; ++j) sum += routed[place[row * k + j] * width + i];
       out[i] = sum + out[i];
     }
+    Round(out, width);
   }
 }
 

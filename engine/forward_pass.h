@@ -45,12 +45,21 @@ class ForwardPass {
     kExpertOutput,  // [N * K, D]
     kAngles,        // [N, 4, rope_dim / 2]: cos and sin of the main and of the compress table
     kHeadInput,     // [wanted, D]
+    kQuantised,     // [N, columns] the input of a quantised matrix
     kBuffers,
   };
   static_assert(kBuffers <= kWorkspaceBuffers);
 
   float* Get(Buffer buffer, int64_t floats);
   int32_t token(int64_t row) const;
+
+  // In reference numerics: x[n] to bfloat16, in place.
+  void Round(float* x, int64_t n) const;
+  // What a product with `w` reads for the rows x[rows, n]: in reference numerics FP8 values where
+  // `w` is quantised, in kQuantised; otherwise x itself.
+  const float* InputOf(const Matrix& w, const float* x, int64_t rows, int64_t n);
+  // A linear layer of the model: InputOf, product, Round.
+  void Linear(const float* x, int64_t rows, const Matrix& w, float* y);
 
   // y[N, rows of w] = x . w^T for `rows` rows of x.
   void Multiply(const float* x, int64_t x_stride, int64_t rows, const Matrix& w, float* y,
@@ -69,6 +78,10 @@ class ForwardPass {
 
   // forward_attention.cc
   void Attention(int64_t layer, const AttentionWeights& w);
+  void FinishQueries(float* query, float* key);
+  void FinishEntry(float* entry) const;
+  void FinishIndex(float* x) const;
+  void MakeIndexQueries(const AttentionWeights& w, const float* low, const float* x);
   void Compress(int64_t layer, const Compressor& w, bool index);
   void PoolSegment(int64_t layer, const Compressor& w, bool index, const Segment& segment,
                    int64_t first_row);
@@ -88,6 +101,7 @@ class ForwardPass {
 
   const Model& model_;
   const ModelConfig& c_;
+  const bool reference_;  // numerics
   const absl::Span<const Segment> segments_;
   Workers* const workers_;
   Workspace* const workspace_;

@@ -4,6 +4,7 @@
 
 #include "engine/forward_pass.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/quantise.h"
 #include "kernels/cpu/rmsnorm.h"
 #include "kernels/cpu/rope.h"
 
@@ -23,9 +24,10 @@ std::vector<float> CompressFrequencies(const ModelConfig& c) {
 
 }  // namespace
 
-Model::Model(const ModelConfig* config, const ModelWeights* weights)
+Model::Model(const ModelConfig* config, const ModelWeights* weights, bool reference)
     : config_(config),
       weights_(weights),
+      reference_(reference),
       layout_(*config),
       window_frequencies_(cpu::RopeFrequencies(config->rope_dim, config->rope_theta, nullptr)),
       compress_frequencies_(CompressFrequencies(*config)) {}
@@ -39,6 +41,7 @@ ForwardPass::ForwardPass(const Model& model, absl::Span<const Segment> segments,
                          Workspace* workspace)
     : model_(model),
       c_(*model.config_),
+      reference_(model.reference_),
       segments_(segments),
       workers_(workers),
       workspace_(workspace) {
@@ -81,10 +84,30 @@ void ForwardPass::Multiply(const float* x, int64_t x_stride, int64_t rows, const
   MultiplyOn(workers_, x, x_stride, rows, w, y, y_stride);
 }
 
+void ForwardPass::Round(float* x, int64_t n) const {
+  if (reference_) cpu::RoundToBf16(x, n);
+}
+
+const float* ForwardPass::InputOf(const Matrix& w, const float* x, int64_t rows, int64_t n) {
+  if (!reference_ || !Quantised(w)) return x;
+  float* out = Get(kQuantised, rows * n);
+  ParallelFor(workers_, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      cpu::QuantiseFp8(x + row * n, n, cpu::kFp8Group, out + row * n);
+  });
+  return out;
+}
+
+void ForwardPass::Linear(const float* x, int64_t rows, const Matrix& w, float* y) {
+  Multiply(InputOf(w, x, rows, w.cols), rows, w, y);
+  Round(y, rows * w.rows);
+}
+
 void ForwardPass::Normalise(float* x, int64_t rows, const Vector& weight) {
   const int64_t n = static_cast<int64_t>(weight.size());
   for (int64_t row = 0; row < rows; ++row)
     cpu::RmsNorm(x + row * n, weight.data(), n, c_.norm_eps, x + row * n);
+  Round(x, rows * n);
 }
 
 void ForwardPass::Run() {
@@ -111,6 +134,7 @@ void ForwardPass::Embed() {
   for (int64_t row = 0; row < rows_; ++row) {
     float* first = residual + row * streams * width;
     cpu::CopyRow(model_.weights_->embed, token(row), first);
+    Round(first, width);
     for (int64_t p = 1; p < streams; ++p) std::copy_n(first, width, first + p * width);
   }
 }
@@ -143,7 +167,9 @@ void ForwardPass::ReadStreams(const HyperConnection& hc, const Vector& norm) {
       cpu::HcMakeGates(params, u, hc.base.data(), hc.scale.data(), &hc_gates_[row]);
       float* x = input + row * width;
       cpu::HcCollapse(streams, hc_gates_[row].pre, c_.hc_streams, width, x);
+      Round(x, width);
       cpu::RmsNorm(x, norm.data(), width, c_.norm_eps, x);
+      Round(x, width);
     }
   });
 }
@@ -156,6 +182,7 @@ void ForwardPass::WriteStreams() {
     for (int64_t row = begin; row < end; ++row) {
       cpu::HcExpand(output + row * width, hc_gates_[row], c_.hc_streams, width,
                     residual + row * flat);
+      Round(residual + row * flat, flat);
     }
   });
 }
@@ -182,6 +209,7 @@ void ForwardPass::Head() {
       for (int64_t p = 0; p < c_.hc_streams; ++p) u[p] *= scale;
       cpu::HcHeadGates(params, u, w.output.hc_base.data(), w.output.hc_scale, pre);
       cpu::HcCollapse(streams, pre, c_.hc_streams, width, input + i * width);
+      Round(input + i * width, width);
     }
     Normalise(input, wanted, w.output.norm);
     Multiply(input, wanted, w.head, segment.logits);

@@ -1,5 +1,7 @@
-// The forward pass of DeepSeek-V4 on the CPU, in float32 with weights as stored: hyper-connections,
-// window attention with compressed blocks (CSA, HCA), sinks, grouped output, routed experts.
+// The forward pass of DeepSeek-V4 on the CPU with weights as stored: hyper-connections, window
+// attention with compressed blocks (CSA, HCA), sinks, grouped output, routed experts. Values
+// between operations are float32, or rounded where the reference implementation rounds them
+// (bfloat16; FP8 and FP4 for what a quantised checkpoint was trained with).
 //
 // Every value of a token depends on its own sequence alone and is computed in one fixed order, so
 // logits are bitwise the same in any batch and for any cut of a prompt into passes.
@@ -36,8 +38,9 @@ struct Workspace {
 
 class Model {
  public:
-  // All outlive this.
-  Model(const ModelConfig* config, const ModelWeights* weights);
+  // All outlive this. `reference`: round as the reference does; needs an index_dim that is a power
+  // of two.
+  Model(const ModelConfig* config, const ModelWeights* weights, bool reference);
 
   // Feeds the segments, each of another sequence. `workers` may be nullptr.
   void Forward(absl::Span<const Segment> segments, Workers* workers, Workspace* workspace) const;
@@ -49,6 +52,7 @@ class Model {
   friend class ForwardPass;
   const ModelConfig* const config_;
   const ModelWeights* const weights_;
+  const bool reference_;
   const KvLayout layout_;
   const std::vector<float> window_frequencies_;    // main table [rope_dim / 2]
   const std::vector<float> compress_frequencies_;  // with YaRN

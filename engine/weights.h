@@ -17,6 +17,11 @@ namespace reprise::engine {
 using Matrix = kernels::cpu::Weight;
 using Vector = std::vector<float>;
 
+// Its inputs are quantised too where the model runs as it was trained.
+inline bool Quantised(const Matrix& w) {
+  return w.type == kernels::cpu::WeightType::kFp8 || w.type == kernels::cpu::WeightType::kFp4;
+}
+
 struct HyperConnection {
   Matrix fn;     // [(2 + P) * P, P * D]
   Vector base;   // [(2 + P) * P]

@@ -7,11 +7,12 @@
 #include <numeric>
 
 #include "kernels/cpu/dot.h"
+#include "kernels/cpu/formats.h"
 
 namespace reprise::kernels::cpu {
 
 void IndexScores(const float* q, const float* weights, int64_t heads, int64_t dim, const float* keys, int64_t blocks,
-                 float* scratch, float* scores) {
+                 float* scratch, float* scores, bool to_bf16) {
   const float* rows[kIndexTile];
   for (int64_t begin = 0; begin < blocks; begin += kIndexTile) {
     const int64_t n = std::min(kIndexTile, blocks - begin);
@@ -19,9 +20,16 @@ void IndexScores(const float* q, const float* weights, int64_t heads, int64_t di
     DotRows(q, dim, heads, rows, n, dim, scratch, kIndexTile);
     for (int64_t i = 0; i < n; ++i) scores[begin + i] = 0;
     for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t i = 0; i < n; ++i) {
-        scores[begin + i] += weights[h] * std::max(0.0f, scratch[h * kIndexTile + i]);
+      const float* dots = scratch + h * kIndexTile;
+      if (to_bf16) {
+        for (int64_t i = 0; i < n; ++i)
+          scores[begin + i] += RoundBf16(weights[h] * std::max(0.0f, RoundBf16(dots[i])));
+      } else {
+        for (int64_t i = 0; i < n; ++i) scores[begin + i] += weights[h] * std::max(0.0f, dots[i]);
       }
+    }
+    if (to_bf16) {
+      for (int64_t i = 0; i < n; ++i) scores[begin + i] = RoundBf16(scores[begin + i]);
     }
   }
 }
