@@ -123,7 +123,7 @@ TEST_F(CliTest, RolloutFromJobToTrajectories) {
 
 TEST_F(CliTest, KilledRolloutGoesOnWithTheSameBytes) {
   if (!HasFunctionTier()) GTEST_SKIP() << "the function tier is not usable here";
-  const std::string job = Job(8, 16), state = Path("state");
+  const std::string job = Job(4, 8), state = Path("state");
   Ended whole = Run(
       {"rollout", "run", job, "--state", Path("whole"), "--out", Path("a"), "--without-timing"});
   ASSERT_EQ(whole.code, 0) << whole.err;
