@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -31,20 +33,59 @@ struct EngineOptions {
   int threads = 0;          // 0: one a core
   int64_t max_context = 0;  // 0: max_position_embeddings of the config
   Numerics numerics = Numerics::kAuto;
+  int64_t prefix_cache_bytes = 1 << 30;  // of states of prompts that were read before; 0: none
+  // Lets the MTP block guess the next token but one, and a step verify the guess. The sampled
+  // tokens are the same; only StepItem::max_samples says whether a step may give two.
+  bool speculate = false;
 };
 
+// The distribution that a token is drawn from, in the order in which it is made: logit_bias is
+// added; tokens that the sequence holds are divided by repetition_penalty where their logit is
+// above 0 and multiplied where it is below; frequency_penalty times their count, and
+// presence_penalty once, are taken from tokens that were sampled; then temperature, min_p, top_k,
+// top_p, each over what the one before left.
 struct SamplingParams {
   float temperature = 1.0f;  // 0 = greedy; limits: 0..100
   float top_p = 1.0f;        // (0, 1]
   uint64_t seed = 0;  // of the trajectory: the draw at a position is keyed by (seed, position)
+  int32_t top_k = 0;  // 0: all
+  float min_p = 0;    // [0, 1]: least probability, of that of the most probable token
+  float repetition_penalty = 1;                       // (0, 100]
+  float frequency_penalty = 0, presence_penalty = 0;  // [-100, 100]
+  int64_t prompt_tokens = 0;  // tokens from this position on count as sampled
+  std::vector<std::pair<int32_t, float>> logit_bias = {};  // [-1000, 1000]
+  std::vector<int32_t> stop_ids = {};                      // set SampledToken::stop
+  int32_t top_logprobs = 0;  // 0..1024: tokens to report beside the sampled
+};
+
+struct TokenLogprob {
+  int32_t id = -1;
+  float logprob = 0;      // ln of the probability under the sampling distribution; may be -inf
+  float raw_logprob = 0;  // ln softmax of the raw logits at temperature 1
+};
+
+struct SampledToken {
+  int32_t id = -1;
+  float logprob = 0;  // as in TokenLogprob; 0 when greedy
+  float raw_logprob = 0;
+  bool stop = false;              // one of stop_ids
+  std::vector<TokenLogprob> top;  // the best by raw_logprob, best first, the lower id first
 };
 
 // One growing sequence and its KV state. Made by an engine, used with that engine only.
 class Sequence {
  public:
   virtual ~Sequence() = default;
-  virtual int64_t length() const = 0;        // tokens fed so far
-  virtual int64_t memory_bytes() const = 0;  // of its KV state
+  virtual int64_t length() const = 0;                    // tokens fed so far
+  virtual int64_t memory_bytes() const = 0;              // of its KV state, with what it shares
+  virtual absl::Span<const int32_t> tokens() const = 0;  // [length]
+  // A second sequence with the same tokens. Both share their state until they write.
+  virtual std::unique_ptr<Sequence> Fork() const = 0;
+  // Forgets the tokens from `length` on. OUT_OF_RANGE when more than kRewindTokens of the longest
+  // length that it ever had would go (kv_state.h); then nothing changed.
+  virtual absl::Status Rewind(int64_t length) = 0;
+  // All of it as bytes, for Engine::Restore. Format: engine/FORMAT.md.
+  virtual std::string Save() const = 0;
 };
 
 struct StepItem {
@@ -52,11 +93,25 @@ struct StepItem {
   absl::Span<const int32_t> tokens;          // appended at sequence->length(); at least one
   const SamplingParams* sampling = nullptr;  // nullptr: feed only
   bool want_routes = false;                  // record the experts of the fed tokens
+  // 2: the step may sample a second token after a guess that proved right; then the first is fed
+  // already, and sequence->length() says so. Nothing follows a stop token.
+  int max_samples = 1;
   // Results:
-  int32_t sampled_id = -1;
-  float logprob = 0;             // ln of the probability under the sampling distribution
-  float raw_logprob = 0;         // ln softmax of the raw logits at temperature 1
-  std::vector<uint16_t> routes;  // [tokens, layers, experts_per_token] when wanted
+  int32_t sampled_id = -1;            // of the first sampled token
+  float logprob = 0;                  // likewise
+  float raw_logprob = 0;              // likewise
+  std::vector<SampledToken> sampled;  // one, or up to max_samples
+  std::vector<uint16_t> routes;       // [tokens, layers, experts_per_token] when wanted
+};
+
+// Counted since the engine was loaded.
+struct EngineStats {
+  int64_t fed_tokens = 0;       // that steps were given
+  int64_t computed_tokens = 0;  // that went through the model: less what sequences shared
+  int64_t reused_tokens = 0;    // that NewSequence took from the prefix cache
+  int64_t guesses = 0, right_guesses = 0;
+  int64_t kv_bytes = 0;            // of all states now, shared ones once
+  int64_t prefix_cache_bytes = 0;  // of those that the prefix cache holds
 };
 
 class Engine {
@@ -67,15 +122,22 @@ class Engine {
                                                       const EngineOptions& options = {});
   virtual ~Engine() = default;
 
-  virtual std::unique_ptr<Sequence> NewSequence() = 0;
-  // Feeds and samples. One thread at a time. INVALID_ARGUMENT for an id outside the vocabulary, the
-  // same sequence twice, or a context that would grow past the limit; then nothing was fed.
+  // Empty, or already with the longest prefix of `tokens` whose state is in the prefix cache, never
+  // all of them: go on with tokens[length()].
+  virtual std::unique_ptr<Sequence> NewSequence(absl::Span<const int32_t> tokens = {}) = 0;
+  // A sequence from the bytes of Sequence::Save. DATA_LOSS: damaged; FAILED_PRECONDITION: saved by
+  // an engine of another digest or with other options.
+  virtual absl::StatusOr<std::unique_ptr<Sequence>> Restore(std::string_view bytes) = 0;
+  // Feeds and samples. Sequences that hold the same tokens and are fed the same are computed once
+  // and share their state. One thread at a time. INVALID_ARGUMENT for an id outside the vocabulary,
+  // the same sequence twice, or a context that would grow past the limit; then nothing was fed.
   virtual absl::Status Step(absl::Span<StepItem> items) = 0;
   // Teacher-forced logits of all positions, float32 [tokens, vocab].
   virtual absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) = 0;
 
   virtual const ModelConfig& config() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;
+  virtual EngineStats stats() const = 0;
   virtual int32_t vocab_size() const = 0;
   virtual int32_t eos_id() const = 0;
   virtual int64_t max_context() const = 0;

@@ -144,8 +144,7 @@ void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
   const int64_t ratio = c_.ratio(layer), columns = w.wkv.rows,
                 width = static_cast<int64_t>(w.norm.size());
   const bool overlaps = c_.kind(layer) == LayerKind::kCsa;
-  const int64_t start = segment.kv->length(),
-                end = start + static_cast<int64_t>(segment.tokens.size());
+  const int64_t start = segment.start, end = start + static_cast<int64_t>(segment.tokens.size());
   const float* new_values =
       workspace_->buffers[index ? kIndexValues : kValues].data() + first_row * columns;
   const float* new_gates =
@@ -194,7 +193,7 @@ void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
 void ForwardPass::AttendRow(int64_t layer, const AttentionWeights& w, const Segment& segment,
                             int64_t first_row, int64_t row) {
   const int64_t d = c_.head_dim, heads = c_.num_heads, position = workspace_->positions[row];
-  const int64_t start = segment.kv->length();
+  const int64_t start = segment.start;
   const float* keys = workspace_->buffers[kKey].data() + first_row * d;
   RowScratch& scratch = ThreadScratch();
   scratch.rows.clear();
@@ -236,9 +235,8 @@ void ForwardPass::KeepWindow(int64_t layer) {
   for (size_t s = 0; s < segments_.size(); ++s) {
     const Segment& segment = segments_[s];
     const float* keys = workspace_->buffers[kKey].data() + first_row_[s] * d;
-    const int64_t start = segment.kv->length(),
-                  end = start + static_cast<int64_t>(segment.tokens.size());
-    for (int64_t t = std::max(start, end - c_.window); t < end; ++t) {
+    const int64_t start = segment.start, end = start + static_cast<int64_t>(segment.tokens.size());
+    for (int64_t t = std::max(start, end - segment.kv->layout().window_rows); t < end; ++t) {
       std::copy_n(keys + (t - start) * d, d, segment.kv->Window(layer, t));
     }
   }

@@ -18,6 +18,7 @@ class ForwardPass {
   ForwardPass(const Model& model, absl::Span<const Segment> segments, Workers* workers,
               Workspace* workspace);
   void Run();
+  void RunDraft();
 
  private:
   // Buffers by use; [N, ...] each, or as said.
@@ -46,6 +47,9 @@ class ForwardPass {
     kAngles,        // [N, 4, rope_dim / 2]: cos and sin of the main and of the compress table
     kHeadInput,     // [wanted, D]
     kQuantised,     // [N, columns] the input of a quantised matrix
+    kEmbedded,      // [N, D] of the next tokens, for the MTP block
+    kMixed,         // [N, D] their projection
+    kLogits,        // [wanted, V]
     kBuffers,
   };
   static_assert(kBuffers <= kWorkspaceBuffers);
@@ -70,11 +74,15 @@ class ForwardPass {
   void Normalise(float* x, int64_t rows, const Vector& weight);
 
   void Embed();
+  // The residual streams that the MTP block starts from.
+  void MixNextToken(const MtpWeights& w);
+  void Layer(int64_t layer, const LayerWeights& w);
   void MakeAngles();
   // Reads the residual for a sublayer: fills kInput and the gates of hc_gates_.
   void ReadStreams(const HyperConnection& hc, const Vector& norm);
   void WriteStreams();
-  void Head();
+  void Head(const HeadWeights& w);
+  void CollapseForHead(const HeadWeights& w, const float* streams, float* out) const;
 
   // forward_attention.cc
   void Attention(int64_t layer, const AttentionWeights& w);

@@ -1,23 +1,36 @@
 #include "engine/kv_state.h"
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace reprise::engine {
+namespace {
 
-KvLayout::KvLayout(const ModelConfig& config)
-    : head_dim(config.head_dim), index_dim(config.index_dim), window(config.window) {
+constexpr int64_t kFloatBytes = sizeof(float);
+
+void AppendFloats(const float* floats, int64_t count, std::string* out) {
+  out->append(reinterpret_cast<const char*>(floats), static_cast<size_t>(count * kFloatBytes));
+}
+
+}  // namespace
+
+KvLayout::KvLayout(const ModelConfig& config, int64_t mtp_blocks)
+    : head_dim(config.head_dim),
+      index_dim(config.index_dim),
+      window_rows(config.window + kRewindTokens) {
   page_tokens = PageTokens(config);
   auto in_block = [&](int64_t floats) {
     return std::exchange(block_floats, block_floats + floats);
   };
   auto in_page = [&](int64_t floats) { return std::exchange(page_floats, page_floats + floats); };
-  for (int64_t i = 0; i < config.num_layers; ++i) {
+  for (int64_t i = 0; i < config.num_layers + mtp_blocks; ++i) {
     Layer layer;
     layer.ratio = config.ratio(i);
-    layer.window = in_block(window * head_dim);
+    layer.window = in_block(window_rows * head_dim);
     if (config.kind(i) != LayerKind::kWindow) {
       const bool overlaps = config.kind(i) == LayerKind::kCsa;
-      layer.tail_rows = layer.ratio * (overlaps ? 2 : 1);
+      layer.tail_rows = layer.ratio * (overlaps ? 2 : 1) + kRewindTokens;
       layer.columns = config.compressor_columns(i, head_dim);
       layer.values = in_block(layer.tail_rows * layer.columns);
       layer.gates = in_block(layer.tail_rows * layer.columns);
@@ -31,22 +44,99 @@ KvLayout::KvLayout(const ModelConfig& config)
     }
     layers.push_back(layer);
   }
+  if (mtp_blocks > 0) {
+    residual_floats = config.hc_streams * config.hidden_size;
+    residual = in_block(residual_floats);
+  }
 }
 
-KvState::KvState(const KvLayout* layout)
-    : layout_(layout), block_(static_cast<size_t>(layout->block_floats)) {}
+int64_t KvLayout::Pages(int64_t tokens) const {
+  return page_floats == 0 ? 0 : (tokens + page_tokens - 1) / page_tokens;
+}
 
-int64_t KvState::memory_bytes() const {
-  const int64_t floats =
-      layout_->block_floats + static_cast<int64_t>(pages_.size()) * layout_->page_floats;
-  return floats * static_cast<int64_t>(sizeof(float));
+int64_t KvLayout::Bytes(int64_t tokens) const {
+  return (block_floats + Pages(tokens) * page_floats) * kFloatBytes;
+}
+
+KvBuffer::KvBuffer(const KvLayout* layout, int64_t floats)
+    : layout_(layout),
+      floats_(floats),
+      data_(std::make_unique<float[]>(static_cast<size_t>(floats))) {
+  layout_->bytes_in_use += floats_ * kFloatBytes;
+}
+
+KvBuffer::KvBuffer(const KvBuffer& other) : KvBuffer(other.layout_, other.floats_) {
+  std::copy_n(other.data(), floats_, data());
+}
+
+KvBuffer::~KvBuffer() { layout_->bytes_in_use -= floats_ * kFloatBytes; }
+
+KvState::KvState(const KvLayout* layout)
+    : layout_(layout), block_(std::make_shared<KvBuffer>(layout, layout->block_floats)) {}
+
+void KvState::set_length(int64_t length) {
+  length_ = length;
+  highest_ = std::max(highest_, length);
 }
 
 void KvState::Reserve(int64_t tokens) {
-  if (layout_->page_floats == 0) return;
-  while (static_cast<int64_t>(pages_.size()) * layout_->page_tokens < tokens) {
-    pages_.push_back(std::make_unique<float[]>(static_cast<size_t>(layout_->page_floats)));
+  // A count of one can only be this state's; what a copy read before it let go is then behind us.
+  if (block_.use_count() > 1) block_ = std::make_shared<KvBuffer>(*block_);
+  const int64_t pages = layout_->Pages(tokens);
+  // A block that ends in the new tokens is written to the page that it began in.
+  for (int64_t i = length_ / layout_->page_tokens; i < static_cast<int64_t>(pages_.size()); ++i) {
+    if (pages_[i].use_count() > 1) pages_[i] = std::make_shared<KvBuffer>(*pages_[i]);
   }
+  while (static_cast<int64_t>(pages_.size()) < pages)
+    pages_.push_back(std::make_shared<KvBuffer>(layout_, layout_->page_floats));
+}
+
+void KvState::Rewind(int64_t length) {
+  length_ = length;
+  mtp_length_ = std::min(mtp_length_, std::max<int64_t>(0, length - 1));
+  pages_.resize(static_cast<size_t>(layout_->Pages(length)));
+}
+
+void KvState::AppendTo(std::string* out) const {
+  const int64_t numbers[] = {length_, highest_, mtp_length_, layout_->block_floats,
+                             layout_->page_floats};
+  out->append(reinterpret_cast<const char*>(numbers), sizeof(numbers));
+  AppendFloats(block_->data(), layout_->block_floats, out);
+  for (int64_t i = 0; i < layout_->Pages(length_); ++i)
+    AppendFloats(pages_[i]->data(), layout_->page_floats, out);
+}
+
+bool KvState::ReadFrom(std::string_view bytes) {
+  int64_t numbers[5];
+  if (bytes.size() < sizeof(numbers)) return false;
+  std::memcpy(numbers, bytes.data(), sizeof(numbers));
+  bytes.remove_prefix(sizeof(numbers));
+  const auto [length, highest, mtp_length, block_floats, page_floats] = numbers;
+  if (block_floats != layout_->block_floats || page_floats != layout_->page_floats || length < 0 ||
+      highest < length || mtp_length < 0 || mtp_length > length) {
+    return false;
+  }
+  // Division, so that no length in the bytes can overflow.
+  const size_t block_bytes = static_cast<size_t>(block_floats * kFloatBytes);
+  const size_t page_bytes = static_cast<size_t>(page_floats * kFloatBytes);
+  const int64_t pages = layout_->Pages(length);
+  if (bytes.size() < block_bytes) return false;
+  const size_t rest = bytes.size() - block_bytes;
+  if (page_bytes == 0 ? rest != 0
+                      : rest % page_bytes != 0 || rest / page_bytes != static_cast<size_t>(pages)) {
+    return false;
+  }
+  *this = KvState(layout_);
+  length_ = length;
+  highest_ = highest;
+  mtp_length_ = mtp_length;
+  std::memcpy(block_->data(), bytes.data(), block_bytes);
+  for (int64_t i = 0; i < pages; ++i) {
+    pages_.push_back(std::make_shared<KvBuffer>(layout_, page_floats));
+    std::memcpy(pages_.back()->data(),
+                bytes.data() + block_bytes + static_cast<size_t>(i) * page_bytes, page_bytes);
+  }
+  return true;
 }
 
 }  // namespace reprise::engine

@@ -1,36 +1,71 @@
 // What a sequence keeps of its tokens: one fixed block (windows and the uncompressed tails of the
 // compressors of all layers) and pages of compressed entries, each page for the same number of
-// tokens in every layer. float32.
+// tokens in every layer. float32. Copies share both until one of them writes: a copy costs nothing
+// but the block it writes next.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/config.h"
 
 namespace reprise::engine {
 
+// The newest tokens that Rewind can take back: rings hold so many rows more than a query needs.
+inline constexpr int64_t kRewindTokens = 8;
+
 // Where things lie in the fixed block and in a page; one per model. Offsets count floats, -1 is
 // absent.
 struct KvLayout {
-  explicit KvLayout(const ModelConfig& config);
+  // `mtp_blocks`: MTP blocks that keep a window of their own; they are layers behind the last.
+  KvLayout(const ModelConfig& config, int64_t mtp_blocks);
 
   struct Layer {
     int64_t ratio = 0;
     int64_t tail_rows = 0;                        // tokens that the tail holds
     int64_t columns = 0, index_columns = 0;       // channels of a tail row
-    int64_t window = 0;                           // [W, d] in the block
+    int64_t window = 0;                           // [window_rows, d] in the block
     int64_t values = -1, gates = -1;              // [tail_rows, columns] in the block
     int64_t index_values = -1, index_gates = -1;  // [tail_rows, index_columns] in the block
     int64_t entries = -1;                         // [page_tokens / ratio, d] in a page
     int64_t index_keys = -1;                      // [page_tokens / ratio, index_dim] in a page
   };
   std::vector<Layer> layers;
-  int64_t head_dim, index_dim, window;
+  int64_t head_dim, index_dim;
+  int64_t window_rows;    // the window and kRewindTokens
+  int64_t residual = -1;  // [P, D] of the last token in the block, for MTP blocks
+  int64_t residual_floats = 0;
   int64_t block_floats = 0;
   int64_t page_floats = 0;
   int64_t page_tokens = 0;  // a multiple of 128 and of every ratio
+
+  // Bytes of a sequence of `tokens` tokens that shares nothing.
+  int64_t Bytes(int64_t tokens) const;
+  // Pages of a sequence of `tokens` tokens.
+  int64_t Pages(int64_t tokens) const;
+
+  // Bytes of all blocks and pages of this layout that exist, shared ones once.
+  mutable std::atomic<int64_t> bytes_in_use{0};
+};
+
+// Zeroed floats, counted in their layout.
+class KvBuffer {
+ public:
+  KvBuffer(const KvLayout* layout, int64_t floats);
+  KvBuffer(const KvBuffer& other);
+  KvBuffer& operator=(const KvBuffer&) = delete;
+  ~KvBuffer();
+  float* data() { return data_.get(); }
+  const float* data() const { return data_.get(); }
+
+ private:
+  const KvLayout* const layout_;
+  const int64_t floats_;
+  const std::unique_ptr<float[]> data_;
 };
 
 class KvState {
@@ -39,15 +74,27 @@ class KvState {
 
   // Tokens that are in it. Set after the tokens' last layer.
   int64_t length() const { return length_; }
-  void set_length(int64_t length) { length_ = length; }
-  int64_t memory_bytes() const;
-  // Makes room for the compressed entries of `tokens` tokens.
+  void set_length(int64_t length);
+  // Positions that the MTP block has seen, each with the token after it: `length`, or one less
+  // while that token is unknown.
+  int64_t mtp_length() const { return mtp_length_; }
+  void set_mtp_length(int64_t length) { mtp_length_ = length; }
+  // Of this state alone, with what it shares.
+  int64_t memory_bytes() const { return layout_->Bytes(length_); }
+
+  // Makes room for what `tokens` tokens write, in memory that no copy shares. Before every write.
   void Reserve(int64_t tokens);
+  // True when Rewind(length) is possible.
+  bool CanRewind(int64_t length) const {
+    return length >= 0 && length <= length_ && length >= highest_ - kRewindTokens;
+  }
+  // Forgets the tokens from `length` on. REQUIRES: CanRewind(length).
+  void Rewind(int64_t length);
 
   // Rows of token `position`, in rings.
   float* Window(int64_t layer, int64_t position) {
     const KvLayout::Layer& at = layout_->layers[layer];
-    return block_.data() + at.window + position % layout_->window * layout_->head_dim;
+    return block_->data() + at.window + position % layout_->window_rows * layout_->head_dim;
   }
   float* Values(int64_t layer, int64_t position, bool index) {
     const KvLayout::Layer& at = layout_->layers[layer];
@@ -61,25 +108,33 @@ class KvState {
   float* Entry(int64_t layer, int64_t w) {
     const KvLayout::Layer& at = layout_->layers[layer];
     const int64_t per_page = layout_->page_tokens / at.ratio;
-    return pages_[w / per_page].get() + at.entries + w % per_page * layout_->head_dim;
+    return pages_[w / per_page]->data() + at.entries + w % per_page * layout_->head_dim;
   }
   float* IndexKey(int64_t layer, int64_t w) {
     const KvLayout::Layer& at = layout_->layers[layer];
     const int64_t per_page = layout_->page_tokens / at.ratio;
-    return pages_[w / per_page].get() + at.index_keys + w % per_page * layout_->index_dim;
+    return pages_[w / per_page]->data() + at.index_keys + w % per_page * layout_->index_dim;
   }
+  // The residual streams of the last token. REQUIRES: the layout has them.
+  float* Residual() { return block_->data() + layout_->residual; }
   const KvLayout& layout() const { return *layout_; }
+
+  // All of it as bytes (engine/FORMAT.md), and back; false when the bytes do not fit the layout.
+  void AppendTo(std::string* out) const;
+  bool ReadFrom(std::string_view bytes);
 
  private:
   float* TailRow(int64_t offset, const KvLayout::Layer& at, int64_t position, bool index) {
-    return block_.data() + offset +
+    return block_->data() + offset +
            position % at.tail_rows * (index ? at.index_columns : at.columns);
   }
 
-  const KvLayout* const layout_;
+  const KvLayout* layout_;
   int64_t length_ = 0;
-  std::vector<float> block_;
-  std::vector<std::unique_ptr<float[]>> pages_;
+  int64_t highest_ = 0;  // length that was ever reached: rings hold its newest rows
+  int64_t mtp_length_ = 0;
+  std::shared_ptr<KvBuffer> block_;
+  std::vector<std::shared_ptr<KvBuffer>> pages_;
 };
 
 }  // namespace reprise::engine

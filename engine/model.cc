@@ -24,17 +24,22 @@ std::vector<float> CompressFrequencies(const ModelConfig& c) {
 
 }  // namespace
 
-Model::Model(const ModelConfig* config, const ModelWeights* weights, bool reference)
+Model::Model(const ModelConfig* config, const ModelWeights* weights, bool reference, bool mtp)
     : config_(config),
       weights_(weights),
       reference_(reference),
-      layout_(*config),
+      layout_(*config, mtp ? 1 : 0),
       window_frequencies_(cpu::RopeFrequencies(config->rope_dim, config->rope_theta, nullptr)),
       compress_frequencies_(CompressFrequencies(*config)) {}
 
 void Model::Forward(absl::Span<const Segment> segments, Workers* workers,
                     Workspace* workspace) const {
   ForwardPass(*this, segments, workers, workspace).Run();
+}
+
+void Model::Draft(absl::Span<const Segment> segments, Workers* workers,
+                  Workspace* workspace) const {
+  ForwardPass(*this, segments, workers, workspace).RunDraft();
 }
 
 ForwardPass::ForwardPass(const Model& model, absl::Span<const Segment> segments, Workers* workers,
@@ -50,10 +55,10 @@ ForwardPass::ForwardPass(const Model& model, absl::Span<const Segment> segments,
     const Segment& segment = segments_[s];
     first_row_.push_back(rows_);
     const int64_t count = static_cast<int64_t>(segment.tokens.size());
-    segment.kv->Reserve(segment.kv->length() + count);
+    segment.kv->Reserve(segment.start + count);
     for (int64_t i = 0; i < count; ++i) {
       segment_of_.push_back(static_cast<int64_t>(s));
-      workspace_->positions.push_back(segment.kv->length() + i);
+      workspace_->positions.push_back(segment.start + i);
     }
     rows_ += count;
   }
@@ -113,18 +118,60 @@ void ForwardPass::Normalise(float* x, int64_t rows, const Vector& weight) {
 void ForwardPass::Run() {
   Embed();
   MakeAngles();
-  for (int64_t layer = 0; layer < c_.num_layers; ++layer) {
-    const LayerWeights& w = model_.weights_->layers[layer];
-    ReadStreams(w.hc_attn, w.attn_norm);
-    Attention(layer, w.attn);
-    WriteStreams();
-    ReadStreams(w.hc_ffn, w.ffn_norm);
-    Experts(layer, w.ffn);
-    WriteStreams();
+  for (int64_t layer = 0; layer < c_.num_layers; ++layer)
+    Layer(layer, model_.weights_->layers[layer]);
+  Head(model_.weights_->output);
+  const int64_t flat = c_.hc_streams * c_.hidden_size;
+  const float* residual = Get(kResidual, rows_ * flat);
+  for (size_t s = 0; s < segments_.size(); ++s) {
+    const Segment& segment = segments_[s];
+    const int64_t count = static_cast<int64_t>(segment.tokens.size());
+    segment.kv->set_length(segment.start + count);
+    if (segment.residual != nullptr)
+      std::copy_n(residual + first_row_[s] * flat, count * flat, segment.residual);
   }
-  Head();
-  for (const Segment& segment : segments_) {
-    segment.kv->set_length(segment.kv->length() + static_cast<int64_t>(segment.tokens.size()));
+}
+
+void ForwardPass::RunDraft() {
+  const MtpWeights& w = model_.weights_->mtp[0];
+  MixNextToken(w);
+  MakeAngles();
+  Layer(c_.num_layers, w.layer);
+  Head(w.head);
+  for (const Segment& segment : segments_)
+    segment.kv->set_mtp_length(segment.start + static_cast<int64_t>(segment.tokens.size()));
+}
+
+void ForwardPass::Layer(int64_t layer, const LayerWeights& w) {
+  ReadStreams(w.hc_attn, w.attn_norm);
+  Attention(layer, w.attn);
+  WriteStreams();
+  ReadStreams(w.hc_ffn, w.ffn_norm);
+  Experts(layer, w.ffn);
+  WriteStreams();
+}
+
+void ForwardPass::MixNextToken(const MtpWeights& w) {
+  const int64_t width = c_.hidden_size, streams = c_.hc_streams, flat = streams * width;
+  float* residual = Get(kResidual, rows_ * flat);
+  float* embedded = Get(kEmbedded, rows_ * width);
+  float* mixed = Get(kMixed, rows_ * width);
+  // Each stream goes through h_proj as a row of its own; kExpertInput is free until the experts
+  // run.
+  float* normed = Get(kExpertInput, rows_ * flat);
+  for (int64_t row = 0; row < rows_; ++row) {
+    cpu::CopyRow(model_.weights_->embed, token(row), embedded + row * width);
+    Round(embedded + row * width, width);
+    const int64_t s = segment_of_[row];
+    std::copy_n(segments_[s].residual + (row - first_row_[s]) * flat, flat, normed + row * flat);
+  }
+  Normalise(embedded, rows_, w.enorm);
+  Linear(embedded, rows_, w.e_proj, mixed);
+  Normalise(normed, rows_ * streams, w.hnorm);
+  Linear(normed, rows_ * streams, w.h_proj, residual);
+  for (int64_t row = 0; row < rows_; ++row) {
+    for (int64_t i = 0; i < flat; ++i) residual[row * flat + i] += mixed[row * width + i % width];
+    Round(residual + row * flat, flat);
   }
 }
 
@@ -187,33 +234,51 @@ void ForwardPass::WriteStreams() {
   });
 }
 
-// Rows that are wanted go through the head together; each row's logits then lie where its segment
-// wants them.
-void ForwardPass::Head() {
-  const ModelWeights& w = *model_.weights_;
-  const int64_t width = c_.hidden_size, flat = c_.hc_streams * width;
+// Rows that are wanted go through the head together, so that its weights are read once; then each
+// row's logits are laid where its segment wants them.
+void ForwardPass::Head(const HeadWeights& w) {
+  const int64_t width = c_.hidden_size, flat = c_.hc_streams * width, vocab = c_.vocab_size;
   const float* residual = Get(kResidual, rows_ * flat);
-  const cpu::HcParams params{c_.hc_streams, c_.hc_iterations, c_.hc_eps};
+  int64_t wanted = 0, wanting = 0;
+  const Segment* last = nullptr;
+  for (const Segment& segment : segments_) {
+    if (segment.logits == nullptr) continue;
+    wanted += segment.logit_rows;
+    ++wanting;
+    last = &segment;
+  }
+  if (wanting == 0) return;
+  float* input = Get(kHeadInput, wanted * width);
+  int64_t at = 0;
   for (size_t s = 0; s < segments_.size(); ++s) {
     const Segment& segment = segments_[s];
     if (segment.logits == nullptr) continue;
-    const int64_t count = static_cast<int64_t>(segment.tokens.size());
-    const int64_t first = first_row_[s] + (segment.all_logits ? 0 : count - 1);
-    const int64_t wanted = segment.all_logits ? count : 1;
-    float* input = Get(kHeadInput, wanted * width);
-    for (int64_t i = 0; i < wanted; ++i) {
-      const float* streams = residual + (first + i) * flat;
-      float u[cpu::kMaxStreams], pre[cpu::kMaxStreams];
-      cpu::Matmul(streams, flat, 1, w.output.hc_fn, 0, c_.hc_streams, u, c_.hc_streams);
-      const float scale = cpu::RmsScale(streams, flat, c_.norm_eps);
-      for (int64_t p = 0; p < c_.hc_streams; ++p) u[p] *= scale;
-      cpu::HcHeadGates(params, u, w.output.hc_base.data(), w.output.hc_scale, pre);
-      cpu::HcCollapse(streams, pre, c_.hc_streams, width, input + i * width);
-      Round(input + i * width, width);
-    }
-    Normalise(input, wanted, w.output.norm);
-    Multiply(input, wanted, w.head, segment.logits);
+    const int64_t end = first_row_[s] + static_cast<int64_t>(segment.tokens.size());
+    for (int64_t row = end - segment.logit_rows; row < end; ++row, ++at)
+      CollapseForHead(w, residual + row * flat, input + at * width);
   }
+  Normalise(input, wanted, w.norm);
+  const Matrix& head = model_.weights_->head;
+  if (wanting == 1) return Multiply(input, wanted, head, last->logits);
+  const float* logits = Get(kLogits, wanted * vocab);
+  Multiply(input, wanted, head, Get(kLogits, wanted * vocab));
+  for (const Segment& segment : segments_) {
+    if (segment.logits == nullptr) continue;
+    std::copy_n(logits, segment.logit_rows * vocab, segment.logits);
+    logits += segment.logit_rows * vocab;
+  }
+}
+
+void ForwardPass::CollapseForHead(const HeadWeights& w, const float* streams, float* out) const {
+  const int64_t width = c_.hidden_size, flat = c_.hc_streams * width;
+  const cpu::HcParams params{c_.hc_streams, c_.hc_iterations, c_.hc_eps};
+  float u[cpu::kMaxStreams], pre[cpu::kMaxStreams];
+  cpu::Matmul(streams, flat, 1, w.hc_fn, 0, c_.hc_streams, u, c_.hc_streams);
+  const float scale = cpu::RmsScale(streams, flat, c_.norm_eps);
+  for (int64_t p = 0; p < c_.hc_streams; ++p) u[p] *= scale;
+  cpu::HcHeadGates(params, u, w.hc_base.data(), w.hc_scale, pre);
+  cpu::HcCollapse(streams, pre, c_.hc_streams, width, out);
+  Round(out, width);
 }
 
 }  // namespace reprise::engine

@@ -21,14 +21,17 @@ namespace reprise::engine {
 // Consecutive tokens of one sequence in one pass.
 struct Segment {
   KvState* kv = nullptr;             // tokens are appended to it
+  int64_t start = 0;                 // position of the first token
   absl::Span<const int32_t> tokens;  // at least one, all below vocab_size
   uint16_t* routes = nullptr;        // [tokens, layers, experts_per_token], or not wanted
-  float* logits =
-      nullptr;  // [1, V] of the last token, or [tokens, V] with all_logits; or not wanted
-  bool all_logits = false;
+  float* logits = nullptr;           // [logit_rows, V] of the last tokens, or not wanted
+  int64_t logit_rows = 1;
+  // Forward: takes the residual streams after the last layer, [tokens, P, D], or not wanted.
+  // Draft: has them.
+  float* residual = nullptr;
 };
 
-inline constexpr int kWorkspaceBuffers = 24;
+inline constexpr int kWorkspaceBuffers = 28;
 // Buffers of one pass; kept between passes so that they are not made anew. One pass at a time.
 struct Workspace {
   std::vector<float> buffers[kWorkspaceBuffers];
@@ -40,10 +43,16 @@ class Model {
  public:
   // All outlive this. `reference`: round as the reference does; needs an index_dim that is a power
   // of two.
-  Model(const ModelConfig* config, const ModelWeights* weights, bool reference);
+  // `mtp`: sequences have room for the MTP block, so that Draft can run.
+  Model(const ModelConfig* config, const ModelWeights* weights, bool reference, bool mtp);
 
-  // Feeds the segments, each of another sequence. `workers` may be nullptr.
+  // Feeds the segments, each of another sequence, at the length of its state. `workers` may be
+  // nullptr.
   void Forward(absl::Span<const Segment> segments, Workers* workers, Workspace* workspace) const;
+  // Runs the MTP block over positions whose residual is known; tokens[i] is the token after
+  // position start + i. Logits are those of the token after that one. Positions before `start` were
+  // run before.
+  void Draft(absl::Span<const Segment> segments, Workers* workers, Workspace* workspace) const;
 
   const ModelConfig& config() const { return *config_; }
   const KvLayout& layout() const { return layout_; }

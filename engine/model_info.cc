@@ -49,7 +49,7 @@ absl::StatusOr<ModelInfo> ReadModelInfo(const std::string& directory) {
        : kind == LayerKind::kCsa  ? info.csa_layers
                                   : info.hca_layers);
   }
-  const KvLayout layout(c);
+  const KvLayout layout(c, /*mtp_blocks=*/0);
   info.kv_fixed_bytes = layout.block_floats * static_cast<int64_t>(sizeof(float));
   info.kv_page_bytes = layout.page_floats * static_cast<int64_t>(sizeof(float));
   info.kv_page_tokens = layout.page_tokens;

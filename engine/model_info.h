@@ -26,9 +26,14 @@ struct ModelInfo {
   int64_t mtp_blocks = 0;  // that the checkpoint has
   bool quantised = false;  // FP8 or FP4 matrices
   int64_t window_layers = 0, csa_layers = 0, hca_layers = 0;
-  int64_t kv_fixed_bytes = 0;  // of one sequence, whatever its length
+  int64_t kv_fixed_bytes = 0;  // of one sequence, whatever its length, without speculation
   int64_t kv_page_bytes = 0;   // of one page
   int64_t kv_page_tokens = 0;
+  // Bytes that one sequence of `tokens` tokens takes when it shares nothing.
+  int64_t KvBytes(int64_t tokens) const {
+    const int64_t pages = kv_page_bytes == 0 ? 0 : (tokens + kv_page_tokens - 1) / kv_page_tokens;
+    return kv_fixed_bytes + pages * kv_page_bytes;
+  }
   absl::Status usable;  // what Engine::Load would say about the tensors
 };
 

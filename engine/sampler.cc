@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -20,26 +21,120 @@ double LogSumExp(absl::Span<const float> logits, double max, double scale) {
   return std::log(sum);
 }
 
-// Ids of the nucleus in ascending order; all of them for top_p = 1.
-std::vector<int32_t> Nucleus(absl::Span<const float> logits, double max, double scale,
-                             double log_sum, float top_p) {
+bool ChangesLogits(const SamplingParams& params) {
+  return !params.logit_bias.empty() || params.repetition_penalty != 1 ||
+         params.frequency_penalty != 0 || params.presence_penalty != 0;
+}
+
+std::vector<float> ChangedLogits(absl::Span<const float> logits, const SamplingParams& params,
+                                 absl::Span<const int32_t> history) {
+  std::vector<float> out(logits.begin(), logits.end());
+  for (const auto& [id, bias] : params.logit_bias) out[static_cast<size_t>(id)] += bias;
+  std::vector<uint8_t> seen(out.size(), 0);
+  std::vector<int32_t> sampled(out.size(), 0);
+  for (size_t i = 0; i < history.size(); ++i) {
+    const size_t id = static_cast<size_t>(history[i]);
+    seen[id] = 1;
+    if (static_cast<int64_t>(i) >= params.prompt_tokens) ++sampled[id];
+  }
+  for (size_t id = 0; id < out.size(); ++id) {
+    if (seen[id] == 0) continue;
+    float& logit = out[id];
+    if (logit > 0) {
+      logit /= params.repetition_penalty;
+    } else {
+      logit *= params.repetition_penalty;
+    }
+    if (sampled[id] == 0) continue;
+    logit -= params.frequency_penalty * static_cast<float>(sampled[id]) + params.presence_penalty;
+  }
+  return out;
+}
+
+// Ids that min_p, top_k and top_p leave, ascending. `log_sum` is that of all.
+std::vector<int32_t> Candidates(absl::Span<const float> logits, double max, double scale,
+                                double log_sum, const SamplingParams& params) {
   std::vector<int32_t> ids(logits.size());
   std::iota(ids.begin(), ids.end(), 0);
-  if (top_p >= 1.0f) return ids;
+  if (params.top_p >= 1 && params.min_p <= 0 && params.top_k == 0) return ids;
   std::stable_sort(ids.begin(), ids.end(),
                    [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
-  double reached = 0;
-  size_t kept = 0;
-  while (kept < ids.size() && reached < top_p)
-    reached += std::exp((logits[ids[kept++]] - max) * scale - log_sum);
+  size_t kept = ids.size();
+  if (params.min_p > 0) {
+    const double least = std::log(static_cast<double>(params.min_p));
+    kept = 1;
+    while (kept < ids.size() && (logits[ids[kept]] - max) * scale >= least) ++kept;
+  }
+  if (params.top_k > 0) kept = std::min(kept, static_cast<size_t>(params.top_k));
+  if (params.top_p < 1) {
+    if (kept < ids.size()) {
+      double sum = 0;
+      for (size_t i = 0; i < kept; ++i) sum += std::exp((logits[ids[i]] - max) * scale);
+      log_sum = std::log(sum);
+    }
+    double reached = 0;
+    size_t nucleus = 0;
+    while (nucleus < kept && reached < params.top_p)
+      reached += std::exp((logits[ids[nucleus++]] - max) * scale - log_sum);
+    kept = nucleus;
+  }
   ids.resize(kept);
   std::sort(ids.begin(), ids.end());
   return ids;
 }
 
+// What a token was drawn from.
+struct Distribution {
+  std::vector<int32_t> candidates;  // ascending; greedy: the one
+  double max = 0, scale = 0, log_sum = 0;
+
+  float Logprob(absl::Span<const float> logits, int32_t id) const {
+    if (!std::binary_search(candidates.begin(), candidates.end(), id))
+      return -std::numeric_limits<float>::infinity();
+    return static_cast<float>((logits[id] - max) * scale - log_sum);
+  }
+};
+
+int32_t Draw(absl::Span<const float> logits, const SamplingParams& params, uint64_t position,
+             Distribution* from) {
+  std::vector<double> cumulative(from->candidates.size());
+  double sum = 0;
+  for (size_t i = 0; i < cumulative.size(); ++i)
+    cumulative[i] = sum += std::exp((logits[from->candidates[i]] - from->max) * from->scale);
+  from->log_sum = std::log(sum);
+  const double target = UniformAt(params.seed, position) * sum;
+  const size_t chosen = static_cast<size_t>(
+      std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin());
+  return from->candidates[std::min(chosen, cumulative.size() - 1)];
+}
+
+// The `count` highest raw logits.
+std::vector<TokenLogprob> TopLogprobs(absl::Span<const float> raw, double raw_max,
+                                      double raw_log_sum, absl::Span<const float> logits,
+                                      const Distribution& from, int32_t count) {
+  std::vector<int32_t> ids(raw.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const size_t kept = std::min(ids.size(), static_cast<size_t>(count));
+  std::partial_sort(
+      ids.begin(), ids.begin() + static_cast<ptrdiff_t>(kept), ids.end(),
+      [&](int32_t a, int32_t b) { return raw[a] != raw[b] ? raw[a] > raw[b] : a < b; });
+  std::vector<TokenLogprob> top;
+  for (size_t i = 0; i < kept; ++i) {
+    top.push_back({ids[i], from.Logprob(logits, ids[i]),
+                   static_cast<float>(raw[ids[i]] - raw_max - raw_log_sum)});
+  }
+  return top;
+}
+
+absl::Status CheckRange(const char* name, double value, double low, double high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{} is {}; possible: {} to {}", name, value, low, high));
+}
+
 }  // namespace
 
-absl::Status CheckSampling(const SamplingParams& params) {
+absl::Status CheckSampling(const SamplingParams& params, int64_t vocab_size) {
   if (!(params.temperature >= 0 && params.temperature <= kTemperatureMax)) {
     return absl::InvalidArgumentError(
         fmt::format("temperature is {}; possible: 0 to {}", params.temperature, kTemperatureMax));
@@ -48,39 +143,60 @@ absl::Status CheckSampling(const SamplingParams& params) {
     return absl::InvalidArgumentError(
         fmt::format("top_p is {}; possible: above 0, up to 1", params.top_p));
   }
+  if (!(params.repetition_penalty > 0 && params.repetition_penalty <= kPenaltyMax)) {
+    return absl::InvalidArgumentError(
+        fmt::format("repetition_penalty is {}; possible: above 0, up to {}",
+                    params.repetition_penalty, kPenaltyMax));
+  }
+  RETURN_IF_ERROR(CheckRange("top_k", params.top_k, 0, std::numeric_limits<int32_t>::max()));
+  RETURN_IF_ERROR(CheckRange("min_p", params.min_p, 0, 1));
+  RETURN_IF_ERROR(
+      CheckRange("frequency_penalty", params.frequency_penalty, -kPenaltyMax, kPenaltyMax));
+  RETURN_IF_ERROR(
+      CheckRange("presence_penalty", params.presence_penalty, -kPenaltyMax, kPenaltyMax));
+  RETURN_IF_ERROR(CheckRange("top_logprobs", params.top_logprobs, 0, kTopLogprobsMax));
+  for (const auto& [id, bias] : params.logit_bias) {
+    RETURN_IF_ERROR(CheckRange("the token of a logit_bias", id, 0, vocab_size - 1));
+    RETURN_IF_ERROR(CheckRange("logit_bias", bias, -kLogitBiasMax, kLogitBiasMax));
+  }
   return absl::OkStatus();
 }
 
-absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params,
-                                    int64_t position) {
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (std::isfinite(logits[i])) continue;
+absl::StatusOr<SampledToken> Sample(absl::Span<const float> raw, const SamplingParams& params,
+                                    absl::Span<const int32_t> history) {
+  for (size_t i = 0; i < raw.size(); ++i) {
+    if (std::isfinite(raw[i])) continue;
     return absl::DataLossError(
         fmt::format("the logit of token {} at position {} is {}: the checkpoint is damaged", i,
-                    position, logits[i]));
+                    history.size(), raw[i]));
   }
+  const double raw_max = *std::max_element(raw.begin(), raw.end());
+  const double raw_log_sum = LogSumExp(raw, raw_max, 1.0);
+  std::vector<float> changed;
+  if (ChangesLogits(params)) changed = ChangedLogits(raw, params, history);
+  const absl::Span<const float> logits = changed.empty() ? raw : absl::MakeConstSpan(changed);
   const auto best = std::max_element(logits.begin(), logits.end());
-  const double max = *best;
-  const double raw_log_sum = LogSumExp(logits, max, 1.0);
   SampledToken token;
+  Distribution from;
+  from.max = *best;
   if (params.temperature == 0) {
     token.id = static_cast<int32_t>(best - logits.begin());
+    from.candidates = {token.id};
   } else {
-    const double scale = 1.0 / static_cast<double>(params.temperature);
-    const double log_sum = params.temperature == 1.0f ? raw_log_sum : LogSumExp(logits, max, scale);
-    const std::vector<int32_t> ids = Nucleus(logits, max, scale, log_sum, params.top_p);
-    std::vector<double> cumulative(ids.size());
-    double sum = 0;
-    for (size_t i = 0; i < ids.size(); ++i)
-      cumulative[i] = sum += std::exp((logits[ids[i]] - max) * scale);
-    const double target = UniformAt(params.seed, static_cast<uint64_t>(position)) * sum;
-    size_t chosen = static_cast<size_t>(
-        std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin());
-    chosen = std::min(chosen, ids.size() - 1);
-    token.id = ids[chosen];
-    token.logprob = static_cast<float>((logits[token.id] - max) * scale - std::log(sum));
+    from.scale = 1.0 / static_cast<double>(params.temperature);
+    const double log_sum = params.temperature == 1.0f && changed.empty()
+                               ? raw_log_sum
+                               : LogSumExp(logits, from.max, from.scale);
+    from.candidates = Candidates(logits, from.max, from.scale, log_sum, params);
+    token.id = Draw(logits, params, history.size(), &from);
   }
-  token.raw_logprob = static_cast<float>(logits[token.id] - max - raw_log_sum);
+  token.logprob = from.Logprob(logits, token.id);
+  token.raw_logprob = static_cast<float>(raw[token.id] - raw_max - raw_log_sum);
+  token.stop =
+      std::find(params.stop_ids.begin(), params.stop_ids.end(), token.id) != params.stop_ids.end();
+  if (params.top_logprobs > 0) {
+    token.top = TopLogprobs(raw, raw_max, raw_log_sum, logits, from, params.top_logprobs);
+  }
   return token;
 }
 

@@ -1,4 +1,5 @@
-// From logits to one token: temperature, top-p, a draw that depends on seed and position alone.
+// From logits to one token: penalties, temperature, cuts, and a draw that depends on seed and
+// position alone.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +12,18 @@
 namespace reprise::engine {
 
 inline constexpr float kTemperatureMax = 100;
+inline constexpr float kPenaltyMax = 100;
+inline constexpr float kLogitBiasMax = 1000;
+inline constexpr int32_t kTopLogprobsMax = 1024;
 
 // INVALID_ARGUMENT names the parameter that is out of its range (engine.h).
-absl::Status CheckSampling(const SamplingParams& params);
+absl::Status CheckSampling(const SamplingParams& params, int64_t vocab_size);
 
-struct SampledToken {
-  int32_t id = -1;
-  float logprob = 0;      // under the sampling distribution; 0 when greedy
-  float raw_logprob = 0;  // ln softmax(logits)
-};
-
-// `position` is the index that the token will have in its sequence. Equal logits: the lower id is
-// greedy's choice, and comes first in the nucleus. The nucleus is the shortest prefix, by falling
-// probability, that reaches top_p. DATA_LOSS when a logit is not finite.
+// `history` are the tokens before the one that is sampled; its index in the sequence is their
+// number. Equal logits: the lower id is greedy's choice, and comes first in every cut. The nucleus
+// is the shortest prefix, by falling probability, that reaches top_p. DATA_LOSS when a logit is not
+// finite.
 absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params,
-                                    int64_t position);
+                                    absl::Span<const int32_t> history);
 
 }  // namespace reprise::engine

@@ -6,3 +6,8 @@ reprise_test(checkpoint_test SOURCES checkpoint_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(numerics_test SOURCES numerics_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
+reprise_test(sequence_test SOURCES sequence_test.cc
+  LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt TIMEOUT 600)
+reprise_test(sampler_test SOURCES sampler_test.cc LIBS reprise::engine)
+reprise_test(speculate_test SOURCES speculate_test.cc
+  LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)

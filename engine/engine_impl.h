@@ -1,0 +1,104 @@
+// The engine behind engine.h. engine.cc loads and checks; engine_step.cc feeds and samples.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/checkpoint.h"
+#include "engine/config.h"
+#include "engine/engine.h"
+#include "engine/model.h"
+#include "engine/prefix_cache.h"
+#include "engine/sequence.h"
+#include "engine/weights.h"
+#include "engine/workers.h"
+
+namespace reprise::engine {
+
+class EngineImpl final : public Engine {
+ public:
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(const std::string& directory,
+                                                      const EngineOptions& options);
+
+  std::unique_ptr<Sequence> NewSequence(absl::Span<const int32_t> tokens) override;
+  absl::StatusOr<std::unique_ptr<Sequence>> Restore(std::string_view bytes) override;
+  absl::Status Step(absl::Span<StepItem> items) override;
+  absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) override;
+
+  const ModelConfig& config() const override { return config_; }
+  const Tokenizer& tokenizer() const override { return *tokenizer_; }
+  EngineStats stats() const override;
+  int32_t vocab_size() const override { return static_cast<int32_t>(config_.vocab_size); }
+  int32_t eos_id() const override { return config_.eos_id; }
+  int64_t max_context() const override { return max_context_; }
+  Numerics numerics() const override {
+    return reference_ ? Numerics::kReference : Numerics::kFloat;
+  }
+  const std::string& digest() const override { return digest_; }
+
+ private:
+  // What a step does for one item, or for several that hold and are fed the same.
+  struct Work {
+    StepItem* item = nullptr;
+    EngineSequence* sequence = nullptr;
+    std::vector<size_t> same;          // other items of the step
+    absl::Span<const int32_t> tokens;  // to feed, with the guess
+    std::vector<int32_t> with_guess;
+    bool guessed = false;
+    bool ends_page = false;  // its state goes to the cache at the end
+    int64_t fed = 0;
+    int64_t start = 0;  // length before the step
+    bool wants_logits = false;
+    std::vector<uint16_t> routes;  // [tokens, layers, experts_per_token] when wanted
+    float* logits = nullptr;       // [1 or 2, V]
+    int64_t residual_start = 0;    // position of the first row of `residual`
+    std::vector<float> residual;   // [rows, P, D] of the newest pass, with speculate
+  };
+  // One run of the MTP block: positions of one sequence with the tokens after them.
+  struct DraftWork {
+    EngineSequence* sequence = nullptr;
+    int64_t start = 0;
+    std::vector<int32_t> next;
+    std::vector<float> residual;               // [next, P, D]
+    const SamplingParams* sampling = nullptr;  // a guess is wanted
+  };
+
+  absl::Status CheckOptions(const EngineOptions& options);
+  void Start(const EngineOptions& options);
+  absl::Status CheckItems(absl::Span<const StepItem> items) const;
+
+  // Work for the items; those that can share one are found.
+  std::vector<Work> Plan(absl::Span<StepItem> items);
+  // The next segments of the step, at most one a work. False when all is fed.
+  bool NextPass(absl::Span<Work> works, std::vector<Segment>* segments, std::vector<Work*>* owners);
+  void RunPass(const std::vector<Segment>& segments);
+  void AfterPass(absl::Span<Work* const> owners, const std::vector<Segment>& segments);
+  absl::Status SampleInto(Work* work, StepItem* item, EngineSequence* sequence);
+  // The draft for the rows of the work's newest pass that `sequence` keeps; `last` is the token
+  // after the newest, or -1.
+  DraftWork MakeDraft(const Work& work, EngineSequence* sequence, int32_t last) const;
+  absl::Status RunDrafts(std::vector<DraftWork> drafts);
+  int64_t flat() const { return config_.hc_streams * config_.hidden_size; }
+  size_t route_row() const {
+    return static_cast<size_t>(config_.num_layers * config_.experts_per_token);
+  }
+
+  ModelConfig config_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  ModelWeights weights_;
+  std::string digest_;
+  int64_t max_context_ = 0;
+  bool small_ = false;      // weights stay in cache: threads may run whole sequences by themselves
+  bool reference_ = false;  // numerics
+  bool speculate_ = false;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Workers> workers_;
+  std::unique_ptr<PrefixCache> cache_;
+  std::vector<Workspace> workspaces_;  // [threads]
+  std::vector<float> logits_;          // of the step
+  EngineStats stats_;
+};
+
+}  // namespace reprise::engine
