@@ -48,7 +48,12 @@ void AddEffort(CLI::App& leaf, ModelOptions& options) {
 void AddModelCommands(CLI::App& app, Context& context) {
   CLI::App* group = AddGroup(app, "model", "look into checkpoints, and run them");
   auto info = std::make_shared<ModelOptions>();
-  AddModel(*Add(*group, context, "info", "show what a checkpoint holds", info, ShowModel), *info);
+  CLI::App* shown = Add(*group, context, "info", "show what a checkpoint holds", info, ShowModel);
+  AddModel(*shown, *info);
+  shown
+      ->add_option("--context", info->context,
+                   "say how much memory the KV state of so many tokens takes")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
 
   auto logits = std::make_shared<ModelOptions>();
   CLI::App* leaf = Add(*group, context, "logits", "logits of every position of given tokens",

@@ -234,7 +234,10 @@ absl::StatusOr<int> ShowModel(const Context& context, const ModelOptions& option
                {"max_context", config.max_context},
                {"kv_fixed_bytes", info.kv_fixed_bytes},
                {"kv_page_bytes", info.kv_page_bytes},
-               {"kv_page_tokens", info.kv_page_tokens}});
+               {"kv_page_tokens", info.kv_page_tokens},
+               {"mtp_blocks", info.mtp_blocks},
+               {"quantised", info.quantised},
+               {"kv_bytes", options.context > 0 ? Json(info.KvBytes(options.context)) : Json()}});
     return info.usable.ok() ? kExitDone : kExitFailed;
   }
   auto count = [](int64_t number) { return Count(static_cast<uint64_t>(number)); };
@@ -253,6 +256,12 @@ absl::StatusOr<int> ShowModel(const Context& context, const ModelOptions& option
   facts.Add("context", fmt::format("{} tokens", count(config.max_context)));
   facts.Add("KV of a sequence", fmt::format("{} and {} for {} tokens", bytes(info.kv_fixed_bytes),
                                             bytes(info.kv_page_bytes), info.kv_page_tokens));
+  if (options.context > 0) {
+    facts.Add(fmt::format("KV of {} tokens", count(options.context)),
+              fmt::format("{} bytes", info.KvBytes(options.context)));
+  }
+  facts.Add("MTP blocks", fmt::format("{}", info.mtp_blocks));
+  facts.Add("numerics", info.quantised ? "reference (FP8 or FP4 matrices)" : "float");
   for (const auto& [dtype, stored] : info.by_dtype)
     facts.Add("stored as " + dtype,
               fmt::format("{} tensors, {}", count(stored.tensors), bytes(stored.bytes)));

@@ -11,7 +11,8 @@ namespace reprise::cli {
 
 struct ModelOptions {
   std::string directory;
-  int threads = 0;  // 0 = one a core
+  int threads = 0;      // 0 = one a core
+  int64_t context = 0;  // info: tokens to count the KV state of; 0 = not asked
   // logits
   std::string tokens_file, out;
   // generate
