@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/formats.h"
@@ -235,6 +236,36 @@ REPRISE_AVX2 void ScaledTileOfInputs(int64_t inputs, const float* x, int64_t x_s
   }
 }
 
+// As ScaledTile for one input, a block of 32 columns at a time: the codes of a block are taken apart together.
+template <int kB>
+REPRISE_AVX2 inline void Fp4Tile(const float* x, const Fp4Rows* rows, int64_t n, float* out) {
+  const __m128i low = _mm_set1_epi8(15);
+  // The high bytes of the values as halves; their low bytes are 0.
+  const __m128i table = _mm_setr_epi8(0, 0x38, 0x3C, 0x3E, 0x40, 0x42, 0x44, 0x46, -0x80, -0x48, -0x44, -0x42, -0x40,
+                                      -0x3E, -0x3C, -0x3A);
+  const __m128i zero = _mm_setzero_si128();
+  __m256 sum[kB];
+  for (int b = 0; b < kB; ++b) sum[b] = _mm256_setzero_ps();
+  for (int64_t k = 0; k < n; k += kFp4ScaleBlock) {
+    __m256 input[4];
+    for (int i = 0; i < 4; ++i) input[i] = _mm256_loadu_ps(x + k + i * kLanes);
+    for (int b = 0; b < kB; ++b) {
+      const __m256 factor = _mm256_set1_ps(WidenE8m0(rows[b].scales[k / kFp4ScaleBlock]));
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[b].codes + k / 2));
+      const __m128i even = _mm_and_si128(bytes, low), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+      const __m128i first = _mm_shuffle_epi8(table, _mm_unpacklo_epi8(even, odd));
+      const __m128i second = _mm_shuffle_epi8(table, _mm_unpackhi_epi8(even, odd));
+      const __m128i parts[4] = {_mm_unpacklo_epi8(zero, first), _mm_unpackhi_epi8(zero, first),
+                                _mm_unpacklo_epi8(zero, second), _mm_unpackhi_epi8(zero, second)};
+      for (int i = 0; i < 4; ++i) {
+        const __m256 weight = _mm256_mul_ps(_mm256_cvtph_ps(parts[i]), factor);
+        sum[b] = _mm256_fmadd_ps(weight, input[i], sum[b]);
+      }
+    }
+  }
+  for (int b = 0; b < kB; ++b) out[b] = ReduceLanes(sum[b]);
+}
+
 // Few inputs: weights are widened in registers. Many: a group of rows is widened once for all of them.
 template <typename Rows>
 REPRISE_AVX2 void ScaledMatmul(const float* x, int64_t x_stride, int64_t x_rows, const Weight& w, int64_t begin,
@@ -245,6 +276,12 @@ REPRISE_AVX2 void ScaledMatmul(const float* x, int64_t x_stride, int64_t x_rows,
     int64_t i = begin;
     for (; i + kTileWeights <= end; i += kTileWeights) {
       for (int64_t b = 0; b < kTileWeights; ++b) rows[b] = Rows(w, i + b);
+      if constexpr (std::is_same_v<Rows, Fp4Rows>) {
+        if (x_rows == 1) {
+          Fp4Tile<kTileWeights>(x, rows, n, y + i);
+          continue;
+        }
+      }
       ScaledTileOfInputs<Rows, kTileWeights>(x_rows, x, x_stride, rows, n, y + i, y_stride);
     }
     for (; i < end; ++i) {
@@ -324,7 +361,8 @@ REPRISE_AVX2 void Avx2WeightedRows(const float* p, int64_t heads, const float* c
 
 const internal::DotKernels* internal::Avx2Kernels() {
   static const DotKernels kKernels = {Avx2Matmul, PortableKernels().copy_row, Avx2DotRows, Avx2WeightedRows, Avx2Dot};
-  static const bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  static const bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                __builtin_cpu_supports("f16c");
   return supported ? &kKernels : nullptr;
 }
 
