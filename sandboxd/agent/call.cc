@@ -94,7 +94,13 @@ void Call::ReadReport() {
       command_.report.Reset();
       return;
     }
-    if (report.kind == Report::kLeader) leader_ = launcher_->LeaderPid(report.value);
+    if (report.kind == Report::kLeader) {
+      leader_ = launcher_->LeaderPid(report.value);
+      for (int signal = 1; signal < 64; ++signal) {
+        if ((waiting_signals_ >> signal & 1) != 0) Signal(signal);
+      }
+      waiting_signals_ = 0;
+    }
     if (report.kind == Report::kStartFailed) failed_ = report;
     if (report.kind != Report::kEnded) continue;
     report_ = report;
@@ -184,8 +190,14 @@ void Call::Acknowledge(int stream, uint64_t upto) {
 }
 
 int Call::Signal(int signal) {
-  if (leader_ <= 0) return ESRCH;
-  return kill(-leader_, signal) == 0 ? 0 : errno;
+  if (leader_ <= 0) {
+    if (ended() || report_ || failed_ || signal < 1 || signal >= 64) return ESRCH;
+    waiting_signals_ |= uint64_t{1} << signal;  // it is being started
+    return 0;
+  }
+  // Just after its start the command may not lead its group yet.
+  if (kill(-leader_, signal) == 0 || kill(leader_, signal) == 0) return 0;
+  return errno;
 }
 
 void Call::Kill(EndKind why) {

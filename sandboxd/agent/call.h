@@ -65,7 +65,8 @@ class Call {
 
   bool StdinHasRoom() const { return stdin_.size() < kStdinQueueBytesMax; }
   void WriteStdin(std::string_view data, bool eof);
-  int Signal(int signal);  // errno
+  // To the command's process group, as soon as there is one; an errno.
+  int Signal(int signal);
   void Kill(EndKind why);
   void KeeperGone() { keeper_gone_ = true; }
 
@@ -94,6 +95,7 @@ class Call {
   bool stdin_eof_ = false;
   int64_t started_us_ = 0, deadline_ms_ = -1;
   pid_t leader_ = 0;
+  uint64_t waiting_signals_ = 0;  // bits: sent before the command's process was known
   std::optional<Report> failed_, report_;
   std::optional<EndKind> killed_;
   int64_t ended_us_ = 0;
