@@ -1,5 +1,7 @@
 #include "sandboxd/api/auth.h"
 
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
 #include <sys/stat.h>
 
 #include <fmt/format.h>
@@ -7,6 +9,7 @@
 
 #include "base/fd.h"
 #include "base/status_macros.h"
+#include "replay/sha256.h"
 
 namespace reprise::sandboxd {
 namespace {
@@ -45,16 +48,26 @@ absl::StatusOr<Authorizer> Authorizer::FromFile(const std::string& path) {
   return authorizer;
 }
 
+bool Authorizer::Matches(std::string_view shown) const {
+  return has_token() && EqualInConstantTime(shown, token_);
+}
+
+std::string Authorizer::Derive(std::string_view label) const {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int size = 0;
+  HMAC(EVP_sha256(), token_.data(), static_cast<int>(token_.size()),
+       reinterpret_cast<const unsigned char*>(label.data()), label.size(), digest, &size);
+  return replay::Hex(std::string_view(reinterpret_cast<const char*>(digest), size));
+}
+
 absl::Status Authorizer::Check(const grpc::ServerContextBase& context) const {
   std::string peer = context.peer();
   if (peer.rfind("unix:", 0) == 0) return absl::OkStatus();
   auto range = context.client_metadata().equal_range("authorization");
   for (auto it = range.first; it != range.second && has_token(); ++it) {
     std::string_view value(it->second.data(), it->second.size());
-    if (value.substr(0, kScheme.size()) == kScheme &&
-        EqualInConstantTime(value.substr(kScheme.size()), token_)) {
+    if (value.substr(0, kScheme.size()) == kScheme && Matches(value.substr(kScheme.size())))
       return absl::OkStatus();
-    }
   }
   return absl::UnauthenticatedError(
       "a TCP client must send the daemon's token: metadata \"authorization: Bearer TOKEN\"");
