@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "replay/call_log.h"
+#include "sandboxd/api/http/http_api.h"
 #include "sandboxd/api/server.h"
 #include "sandboxd/call_manager.h"
 #include "sandboxd/sandbox_manager.h"
@@ -43,6 +44,7 @@ class DaemonImpl final : public Daemon {
  public:
   ~DaemonImpl() override {
     if (calls_ != nullptr) calls_->Detach();
+    if (http_ != nullptr) http_->Shutdown();
     if (server_ != nullptr) server_->Shutdown();
     for (const auto& substrate : substrates_)
       substrate->Shutdown();  // wakes who waits for a worker
@@ -92,12 +94,28 @@ class DaemonImpl final : public Daemon {
     ASSIGN_OR_RETURN(server_, ApiServer::Start(server, calls_.get(), sandboxes_.get()));
     for (const std::string& address : server_->addresses())
       base::LogInfo(fmt::format("sandboxd listens on {}", address));
-    return absl::OkStatus();
+    return OpenHttp(options);
   }
 
   const std::vector<std::string>& addresses() const override { return server_->addresses(); }
+  const std::string& http_address() const override { return http_address_; }
 
  private:
+  absl::Status OpenHttp(const DaemonOptions& options) {
+    if (options.http.empty()) return absl::OkStatus();
+    http::HttpApiOptions http;
+    http.listen = options.http;
+    http.token_file = options.token_file;
+    http.state_dir = fmt::format("{}/http", options.state_dir);
+    http.durability = options.durability;
+    http.tls_cert = options.http_cert;
+    http.tls_key = options.http_key;
+    ASSIGN_OR_RETURN(http_, http::HttpApi::Start(http, calls_.get(), sandboxes_.get()));
+    http_address_ = http_->address();
+    base::LogInfo(fmt::format("sandboxd listens on {}", http_address_));
+    return absl::OkStatus();
+  }
+
   std::unique_ptr<StateLock> lock_;
   std::unique_ptr<storage::Store> store_;
   std::unique_ptr<replay::CallLog> log_;
@@ -105,6 +123,8 @@ class DaemonImpl final : public Daemon {
   std::unique_ptr<SandboxManager> sandboxes_;
   std::unique_ptr<CallManager> calls_;
   std::unique_ptr<ApiServer> server_;
+  std::unique_ptr<http::HttpApi> http_;
+  std::string http_address_;
 };
 
 }  // namespace

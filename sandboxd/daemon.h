@@ -1,5 +1,5 @@
 // The sandbox daemon as an object: `sandboxd` runs one alone, `reprise up` and the embedded default run one beside
-// rolloutd. Owns its parts in start order: store, call log, substrates, call manager, gRPC server.
+// rolloutd. Owns its parts in start order: store, call log, substrates, call manager, gRPC server, HTTP port.
 #pragma once
 
 #include <memory>
@@ -15,6 +15,8 @@ namespace reprise::sandboxd {
 struct DaemonOptions {
   std::string state_dir;                // STATE/sandboxd: journal, supervisors' sockets, scratch
   std::vector<std::string> listen;      // gRPC addresses, e.g. "unix:/state/sandboxd.sock", "127.0.0.1:7070"
+  std::string http;                     // HOST:PORT of the HTTP port; "" = none
+  std::string http_cert, http_key;      // PEM files for TLS on it; both or none
   storage::Durability durability = storage::Durability::kFsync;
   std::vector<std::string> bind_roots;  // host directories below which SandboxSpec.binds may lie; none by default
   std::string helper_dir;               // where reprise-supervisor and reprise-agent are; "" = beside this program
@@ -31,6 +33,7 @@ class Daemon {
   // Stops listening, detaches from running calls (they go on), closes the journal.
   virtual ~Daemon() = default;
   virtual const std::vector<std::string>& addresses() const = 0;  // as bound
+  virtual const std::string& http_address() const = 0;            // "http://HOST:PORT" as bound, or ""
 };
 
 }  // namespace reprise::sandboxd

@@ -70,6 +70,10 @@ int main(int argc, char** argv) {
       ->required();
   app.add_option("--listen", options.listen,
                  "unix:/path or HOST:PORT; default unix:STATE/sandboxd.sock");
+  app.add_option("--http", options.http,
+                 "HOST:PORT for HTTP clients (E2B, /run_code, SWE-ReX); default: none");
+  app.add_option("--http-cert", options.http_cert, "certificate chain (PEM) for TLS on --http");
+  app.add_option("--http-key", options.http_key, "private key (PEM) of --http-cert");
   app.add_option("--token-file", options.token_file, "bearer token that TCP clients must show");
   app.add_option("--durability", durability, "when a record counts as written: fsync, os or none")
       ->capture_default_str();

@@ -1,0 +1,149 @@
+"""E2B's Python SDK, unmodified: only its environment variables point here."""
+
+import os
+import sys
+import threading
+
+from harness import Checks, served
+
+
+def equal(a, b):
+    assert a == b, f"{a!r} is not {b!r}"
+
+
+def commands(check, box, tier):
+    from e2b import CommandExitException, TimeoutException
+    def run():
+        lines = []
+        done = box.commands.run("echo out; echo err >&2; echo $A", envs={"A": "1"}, on_stdout=lines.append)
+        equal((done.stdout, done.stderr, done.exit_code), ("out\n1\n", "err\n", 0))
+        equal("".join(lines), "out\n1\n")
+    def fails():
+        try:
+            box.commands.run("echo no; exit 7")
+        except CommandExitException as error:
+            equal((error.exit_code, error.stdout), (7, "no\n"))
+        else:
+            raise AssertionError("exit 7 went unnoticed")
+    def times_out():
+        try:
+            box.commands.run("sleep 600", timeout=1)
+        except TimeoutException:
+            return
+        raise AssertionError("the time limit went unnoticed")
+    def background():
+        handle = box.commands.run("sleep 600", background=True)
+        assert handle.pid in [process.pid for process in box.commands.list()]
+        again = box.commands.connect(handle.pid)
+        assert handle.kill()
+        for waiting in (handle, again):
+            try:
+                waiting.wait()
+            except CommandExitException as error:
+                equal(error.exit_code, -1)
+        assert not box.commands.kill(handle.pid)
+    def stdin():
+        handle = box.commands.run("cat", background=True, stdin=True)
+        box.commands.send_stdin(handle.pid, "typed")
+        if hasattr(box.commands, "close_stdin"):
+            box.commands.close_stdin(handle.pid)
+        else:
+            handle.kill()
+        try:
+            equal(handle.wait().stdout, "typed")
+        except CommandExitException as error:
+            equal(error.stdout, "typed")
+    for work in (run, fails, times_out, background, stdin):
+        check(f"{tier}: commands, {work.__name__}", work)
+
+
+def files(check, box):
+    from e2b import FileType
+    def write_read():
+        box.files.write("a.txt", "hello")
+        equal(box.files.read("a.txt"), "hello")
+        box.files.write("/tmp/bytes", b"\0\1\2" * 100000)
+        equal(bytes(box.files.read("/tmp/bytes", format="bytes")), b"\0\1\2" * 100000)
+        equal(b"".join(box.files.read("/tmp/bytes", format="stream")), b"\0\1\2" * 100000)
+    def many():
+        box.files.write_files([{"path": "/tmp/m/1", "data": "1"}, {"path": "/tmp/m/2", "data": "2"}])
+        equal([entry.name for entry in box.files.list("/tmp/m")], ["1", "2"])
+    def directories():
+        assert box.files.make_dir("/tmp/d")
+        assert not box.files.make_dir("/tmp/d")
+        assert box.files.exists("/tmp/d") and not box.files.exists("/tmp/none")
+        equal(box.files.list("/tmp/d"), [])
+        box.files.write("/tmp/d/x", "1")
+        equal(box.files.rename("/tmp/d/x", "/tmp/d/y").path, "/tmp/d/y")
+        equal(box.files.get_info("/tmp/d").type, FileType.DIR)
+        box.files.remove("/tmp/d")
+        assert not box.files.exists("/tmp/d")
+    def missing():
+        from e2b import NotFoundException
+        try:
+            box.files.read("/tmp/none")
+        except NotFoundException:
+            return
+        raise AssertionError("a missing file was read")
+    def signed_url():
+        import urllib.request
+        box.files.write("/tmp/signed", "by url")
+        equal(urllib.request.urlopen(box.download_url("/tmp/signed")).read(), b"by url")
+    for work in (write_read, many, directories, missing, signed_url):
+        check(f"container: files, {work.__name__}", work)
+
+
+def lifecycle(check, box, pausable):
+    from e2b import Sandbox
+    def info():
+        found = box.get_info()
+        equal((found.sandbox_id, found.metadata.get("run")), (box.sandbox_id, "sdk"))
+        assert box.is_running()
+    def listed():
+        from e2b import SandboxQuery
+        pages = Sandbox.list(query=SandboxQuery(metadata={"run": "sdk"}), limit=1)
+        ids = []
+        while pages.has_next:
+            ids += [item.sandbox_id for item in pages.next_items()]
+        assert box.sandbox_id in ids
+    def timeout():
+        before = box.get_info().end_at
+        box.set_timeout(3600)
+        assert box.get_info().end_at > before
+    def connect():
+        equal(Sandbox.connect(box.sandbox_id).commands.run("echo again").stdout, "again\n")
+    def metrics():
+        assert len(box.get_metrics()) <= 1
+    def pause():
+        box.pause() if hasattr(box, "pause") else box.beta_pause()
+        back = Sandbox.connect(box.sandbox_id)
+        equal(back.commands.run("echo awake").stdout, "awake\n")
+    def kill():
+        assert box.kill()
+        assert not box.is_running()
+        assert not Sandbox.kill(box.sandbox_id)
+    for work in (info, listed, timeout, connect, metrics) + ((pause,) if pausable else ()) + (kill,):
+        check(f"lifecycle, {work.__name__}", work)
+
+
+def main():
+    check = Checks()
+    with served(sys.argv[1]) as (daemon, template):
+        os.environ.update(E2B_API_URL=daemon.url, E2B_SANDBOX_URL=daemon.url, E2B_API_KEY=daemon.token)
+        from e2b import Sandbox
+        if daemon.function_tier():
+            box = Sandbox.create("any@function", timeout=600, metadata={"run": "sdk"})
+            commands(check, box, "function")
+            lifecycle(check, box, pausable=False)
+        else:
+            print("skipped the function tier: it is not usable on this host")
+        if template:
+            box = Sandbox.create(template, timeout=600, metadata={"run": "sdk"})
+            commands(check, box, "container")
+            files(check, box)
+            lifecycle(check, box, pausable=True)
+    return 1 if check.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
