@@ -13,7 +13,7 @@
 namespace reprise::replay {
 namespace {
 
-enum TrajectoryFamily : storage::Family { kJobs, kHeads, kEntries };
+enum TrajectoryFamily : storage::Family { kJobs, kHeads, kEntries, kDeliveries };
 
 class TrajectoryLogImpl final : public TrajectoryLog {
  public:
@@ -108,6 +108,33 @@ class TrajectoryLogImpl final : public TrajectoryLog {
     return ids;
   }
 
+  absl::Status PutDeliveries(std::string_view job_id,
+                             const std::vector<journal::Delivery>& deliveries) override {
+    storage::Batch batch;
+    for (const journal::Delivery& delivery : deliveries) {
+      batch.Put(kDeliveries, IdNumberKey(job_id, delivery.group()), delivery.SerializeAsString());
+    }
+    return store_->Commit(std::move(batch));
+  }
+
+  absl::StatusOr<std::vector<journal::Delivery>> Deliveries(std::string_view job_id) override {
+    std::vector<journal::Delivery> deliveries;
+    RETURN_IF_ERROR(store_->Scan(
+        kDeliveries, IdPrefix(job_id),
+        [&](std::string_view key, std::string_view payload) -> absl::Status {
+          journal::Delivery delivery;
+          if (!delivery.ParseFromArray(payload.data(), static_cast<int>(payload.size())) ||
+              delivery.group() != NumberOfKey(key)) {
+            return absl::DataLossError(
+                fmt::format("delivery {} of job \"{}\" is not the Delivery of its group",
+                            NumberOfKey(key), job_id));
+          }
+          deliveries.push_back(std::move(delivery));
+          return absl::OkStatus();
+        }));
+    return deliveries;
+  }
+
  private:
   static absl::StatusOr<journal::JobRecord> ParseJob(std::string_view key,
                                                      std::string_view payload) {
@@ -162,7 +189,9 @@ class TrajectoryLogImpl final : public TrajectoryLog {
 
 }  // namespace
 
-std::vector<std::string> TrajectoryLogFamilies() { return {"jobs", "heads", "entries"}; }
+std::vector<std::string> TrajectoryLogFamilies() {
+  return {"jobs", "heads", "entries", "deliveries"};
+}
 
 absl::StatusOr<std::unique_ptr<TrajectoryLog>> TrajectoryLog::Open(storage::Store* store) {
   return std::make_unique<TrajectoryLogImpl>(store);

@@ -46,6 +46,12 @@ class TrajectoryLog {
       std::string_view trajectory_id) = 0;
   // Ids of the trajectories of a job ("" = all) that have entries, in order.
   virtual absl::StatusOr<std::vector<std::string>> List(std::string_view job_id) = 0;
+
+  // What became of groups of a job: one batch, durable on return.
+  virtual absl::Status PutDeliveries(std::string_view job_id,
+                                     const std::vector<journal::Delivery>& deliveries) = 0;
+  // Of every group that was ever leased, by ordinal.
+  virtual absl::StatusOr<std::vector<journal::Delivery>> Deliveries(std::string_view job_id) = 0;
 };
 
 }  // namespace reprise::replay

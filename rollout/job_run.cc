@@ -152,6 +152,11 @@ Summary JobRun::summary(size_t index) const {
   return summaries_[index];
 }
 
+bool JobRun::IsSealed(size_t index) const {
+  absl::MutexLock lock(&mutex_);
+  return summaries_[index].sealed;
+}
+
 bool JobRun::AllSealed() const {
   absl::MutexLock lock(&mutex_);
   return sealed_ == summaries_.size();

@@ -77,6 +77,7 @@ class JobRun {
 
   void Update(size_t index, Summary summary);
   Summary summary(size_t index) const;
+  bool IsSealed(size_t index) const;  // summary(index).sealed
   bool AllSealed() const;
 
   wire::Job ToProto() const;

@@ -2,9 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 
+#include "absl/cleanup/cleanup.h"
 #include "base/status_macros.h"
+#include "rollout/delivery.h"
 #include "rollout/describe.h"
 #include "rollout/record.h"
 #include "rollout/text.h"
@@ -47,7 +50,7 @@ void Fill(const std::string& id, const std::string& job_id, const Summary& summa
 
 class Service final : public wire::RolloutService::Service {
  public:
-  Service(JobTable* jobs, replay::TrajectoryLog* log) : jobs_(jobs), log_(log) {}
+  Service(JobTable* jobs, replay::TrajectoryLog* log) : jobs_(jobs), log_(log), delivery_(log) {}
 
   grpc::Status Submit(grpc::ServerContext*, const wire::SubmitRequest* request,
                       wire::Job* answer) override {
@@ -134,6 +137,57 @@ class Service final : public wire::RolloutService::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status Lease(grpc::ServerContext* context, const wire::LeaseRequest* request,
+                     grpc::ServerWriter<wire::LeaseAnswer>* writer) override {
+    if (grpc::Status fits = CheckLease(*request); !fits.ok()) return fits;
+    ASSIGN_OR_ANSWER(std::shared_ptr<JobRun> run, jobs_->Find(request->job_id()));
+    absl::Cleanup leave = [this] { --lease_streams_; };
+    if (++lease_streams_ > kMaxLeaseStreams) {
+      return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                          fmt::format("{} leases wait already, ask again later or with a shorter "
+                                      "wait_ms",
+                                      kMaxLeaseStreams));
+    }
+    const uint32_t groups = std::max(request->max_groups(), 1u);
+    const int64_t lease_ms = request->lease_ms() == 0 ? kDefaultLeaseMs : request->lease_ms();
+    const absl::Time give_up = absl::Now() + absl::Milliseconds(request->wait_ms());
+    std::vector<Delivery::Lease> leases;
+    while (!context->IsCancelled()) {
+      uint64_t seen = run->version();
+      ASSIGN_OR_ANSWER(leases, delivery_.Take(*run, groups, lease_ms, request->in_order()));
+      absl::Duration left = give_up - absl::Now();
+      if (!leases.empty() || left <= absl::ZeroDuration()) break;
+      // Leases end, and groups come back, without a change of the job.
+      run->WaitChange(seen, std::min(left, kStreamPoll));
+    }
+    for (size_t i = 0; i < leases.size(); ++i) {
+      grpc::Status sent = SendGroup(*run, leases[i], writer);
+      if (sent.ok()) continue;
+      // Nobody can have these whole: they need not wait for the end of their leases.
+      std::vector<Delivery::Fence> back;
+      for (const Delivery::Lease& lease : leases) back.push_back({lease.group, lease.attempt});
+      absl::Status given = delivery_.Release(*run, back);
+      return given.ok() ? sent : ToGrpc(given);
+    }
+    ASSIGN_OR_ANSWER(Delivery::Counts counts, delivery_.Count(*run));
+    wire::LeaseAnswer answer;
+    answer.mutable_summary()->set_pending(counts.pending);
+    answer.mutable_summary()->set_ready(counts.ready);
+    answer.mutable_summary()->set_leased(counts.leased);
+    answer.mutable_summary()->set_acknowledged(counts.acknowledged);
+    answer.mutable_summary()->set_job_state(StateName(run->state()));
+    return writer->Write(answer) ? grpc::Status::OK : grpc::Status::CANCELLED;
+  }
+
+  grpc::Status Ack(grpc::ServerContext*, const wire::SettleRequest* request,
+                   wire::SettleAnswer*) override {
+    return Settle(*request, &Delivery::Ack);
+  }
+  grpc::Status Release(grpc::ServerContext*, const wire::SettleRequest* request,
+                       wire::SettleAnswer*) override {
+    return Settle(*request, &Delivery::Release);
+  }
+
   grpc::Status ListTrajectories(grpc::ServerContext*, const wire::ListTrajectoriesRequest* request,
                                 wire::ListTrajectoriesResponse* answer) override {
     std::vector<std::shared_ptr<JobRun>> runs;
@@ -183,6 +237,57 @@ class Service final : public wire::RolloutService::Service {
   }
 
  private:
+  static grpc::Status CheckLease(const wire::LeaseRequest& request) {
+    auto refuse = [](const char* field, int64_t value, int64_t most) {
+      return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
+                          fmt::format("{} is {}, allowed: 0..{}", field, value, most));
+    };
+    if (request.max_groups() > kMaxLeasedGroups) {
+      return refuse("max_groups", request.max_groups(), kMaxLeasedGroups);
+    }
+    if (request.lease_ms() < 0 || request.lease_ms() > kMaxLeaseMs) {
+      return refuse("lease_ms", request.lease_ms(), kMaxLeaseMs);
+    }
+    if (request.wait_ms() < 0 || request.wait_ms() > kMaxLeaseWaitMs) {
+      return refuse("wait_ms", request.wait_ms(), kMaxLeaseWaitMs);
+    }
+    return grpc::Status::OK;
+  }
+
+  grpc::Status SendGroup(const JobRun& run, const Delivery::Lease& lease,
+                         grpc::ServerWriter<wire::LeaseAnswer>* writer) {
+    const uint32_t size = run.spec()->group_size;
+    for (size_t sample = 0; sample < size; ++sample) {
+      const std::string& id = run.trajectory_ids()[lease.first + sample];
+      wire::LeaseAnswer answer;
+      wire::LeasedRecord* record = answer.mutable_record();
+      record->set_group(lease.group);
+      record->set_attempt(lease.attempt);
+      record->set_lease_until_us(lease.until_us);
+      record->set_group_size(size);
+      record->set_trajectory_id(id);
+      ASSIGN_OR_ANSWER(*record->mutable_json(), RecordJson(id, run, false));
+      if (!writer->Write(answer)) return grpc::Status::CANCELLED;
+    }
+    return grpc::Status::OK;
+  }
+
+  grpc::Status Settle(const wire::SettleRequest& request,
+                      absl::Status (Delivery::*settle)(const JobRun&,
+                                                       const std::vector<Delivery::Fence>&)) {
+    if (static_cast<uint32_t>(request.groups_size()) > kMaxLeasedGroups) {
+      return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
+                          fmt::format("{} groups in one request, the most is {}",
+                                      request.groups_size(), kMaxLeasedGroups));
+    }
+    ASSIGN_OR_ANSWER(std::shared_ptr<JobRun> run, jobs_->Find(request.job_id()));
+    std::vector<Delivery::Fence> fences;
+    for (const wire::LeasedGroup& group : request.groups()) {
+      fences.push_back({group.group(), group.attempt()});
+    }
+    return ToGrpc((delivery_.*settle)(*run, fences));
+  }
+
   grpc::Status AnswerJob(const std::string& job_id, const absl::Status& done, wire::Job* answer) {
     if (!done.ok()) return ToGrpc(done);
     ASSIGN_OR_ANSWER(std::shared_ptr<JobRun> run, jobs_->Find(job_id));
@@ -199,6 +304,8 @@ class Service final : public wire::RolloutService::Service {
 
   JobTable* const jobs_;
   replay::TrajectoryLog* const log_;
+  Delivery delivery_;
+  std::atomic<int> lease_streams_{0};
 };
 
 }  // namespace

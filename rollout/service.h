@@ -14,6 +14,8 @@ namespace reprise::rollout {
 inline constexpr absl::Duration kStreamPoll =
     absl::Milliseconds(250);  // and most often a Watch answers
 inline constexpr size_t kMaxSpecBytes = 1 << 20;
+inline constexpr int kMaxLeaseStreams = 64;  // Lease calls under way at one time
+inline constexpr int64_t kMaxLeaseWaitMs = 60 * 1000;
 
 // Both outlive the service.
 std::unique_ptr<wire::RolloutService::Service> MakeRolloutService(JobTable* jobs,
