@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <rocksdb/cache.h>
 #include <rocksdb/env.h>
+#include <rocksdb/sst_file_reader.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
@@ -11,6 +12,7 @@
 #include "base/failpoint.h"
 #include "base/fd.h"
 #include "base/status_macros.h"
+#include "storage/log_check.h"
 #include "storage/record.h"
 
 namespace reprise::storage {
@@ -79,6 +81,7 @@ absl::StatusOr<std::unique_ptr<Store>> RocksStore::Open(const StoreOptions& opti
 }
 
 absl::Status RocksStore::OpenDb() {
+  RETURN_IF_ERROR(CheckLogFiles(env(), options_.path));
   auto cache = rocksdb::NewLRUCache(kBlockCacheBytes);
   std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
   descriptors.emplace_back(rocksdb::kDefaultColumnFamilyName, FamilyOptions(cache));
@@ -99,8 +102,27 @@ absl::Status RocksStore::OpenDb() {
     return absl::DataLossError(fmt::format("the store {} was made by another program: {}",
                                            options_.path, status.ToString()));
   }
+  // RocksDB blames its MANIFEST for a table whose end is damaged.
+  const std::string damaged = status.IsCorruption() ? DamagedTable() : "";
   return absl::DataLossError(fmt::format("cannot open the store {}: {}; restore it from a copy",
-                                         options_.path, status.ToString()));
+                                         options_.path,
+                                         damaged.empty() ? status.ToString() : damaged));
+}
+
+std::string RocksStore::DamagedTable() const {
+  std::vector<std::string> names;
+  if (!env()->GetChildren(options_.path, &names).ok()) return "";
+  for (const std::string& name : names) {
+    if (!name.ends_with(".sst")) continue;
+    const std::string path = options_.path + "/" + name;
+    rocksdb::Options options;
+    options.env = env();
+    rocksdb::SstFileReader reader(options);
+    rocksdb::Status status = reader.Open(path);
+    if (status.ok()) status = reader.VerifyChecksum();
+    if (!status.ok()) return fmt::format("{} is damaged: {}", path, status.ToString());
+  }
+  return "";
 }
 
 absl::Status RocksStore::CheckFamilies() {

@@ -40,12 +40,17 @@ class RocksStore final : public Store {
   explicit RocksStore(const StoreOptions& options) : options_(options) {}
 
   absl::Status OpenDb();
+  // The first table file that does not read back, with the reason; "" when all do.
+  std::string DamagedTable() const;
   absl::Status CheckFamilies();
   void CommitLoop();
   // Writes one group; the error is final for the store.
   absl::Status WriteGroup(const std::vector<Pending>& group);
   absl::Status WriteError(const rocksdb::Status& status) const;
   absl::Status ReadError(const rocksdb::Status& status, Family family, std::string_view key) const;
+  rocksdb::Env* env() const {
+    return options_.env != nullptr ? options_.env : rocksdb::Env::Default();
+  }
   std::string Where(Family family, std::string_view key) const;
   bool HasWorkOrClosing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return closing_ || !queue_.empty();
