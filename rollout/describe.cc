@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "rollout/render.h"
 #include "rollout/text.h"
 
 namespace reprise::rollout {
@@ -44,11 +45,14 @@ std::string Describe(const journal::TrajectoryEntry& entry) {
     case journal::TrajectoryEntry::kDone: {
       const journal::CallDone& done = entry.done();
       std::string how =
-          !done.error().empty()
+          done.outcome() == sandbox::OUTCOME_UNSPECIFIED
               ? "not run"
               : fmt::format("{} {}", sandbox::Outcome_Name(done.outcome()), done.exit_code());
       return fmt::format("result   {} {}{}: {}", done.call_id(), how,
-                         done.replayed() ? " (replayed)" : "", Line(done.result_text()));
+                         done.replayed() ? " (replayed)" : "",
+                         Line(IsPlatformFailure(done.outcome()) && !done.error().empty()
+                                  ? done.error()
+                                  : done.result_text()));
     }
     case journal::TrajectoryEntry::kReward:
       if (!entry.reward().has_value()) {

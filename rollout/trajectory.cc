@@ -183,10 +183,10 @@ Action TrajectoryLogic::AfterTurn(const Plan& plan, const TrajectoryState& state
   }
   for (const CallState* call : turn.issued) {
     if (!call->done || !IsPlatformFailure(call->done->outcome())) continue;
-    return Finish(plan, state,
-                  {"failed", "", "infra",
-                   fmt::format("call {} ended with {}", call->issued.call_id(),
-                               sandbox::Outcome_Name(call->done->outcome()))});
+    std::string failure = fmt::format("call {} ended with {}", call->issued.call_id(),
+                                      sandbox::Outcome_Name(call->done->outcome()));
+    if (!call->done->error().empty()) failure += ": " + call->done->error();
+    return Finish(plan, state, {"failed", "", "infra", std::move(failure)});
   }
   if (turn.issued.size() < turn.wanted.size()) return Issue(plan, state, turn);
   for (size_t i = 0; i < turn.issued.size(); ++i) {
@@ -296,6 +296,7 @@ journal::TrajectoryEntry TrajectoryLogic::OnCall(const Plan& plan, const std::st
   done->set_call_id(call_id);
   done->set_outcome(output.result.outcome());
   done->set_exit_code(output.result.exit_code());
+  if (IsPlatformFailure(output.result.outcome())) done->set_error(ToUtf8(output.result.message()));
   done->set_result_text(std::move(rendered.text));
   done->set_replayed(output.result.replayed());
   done->set_truncated(rendered.cut);

@@ -104,7 +104,13 @@ TEST_F(RolloutToolsTest, ACommandThatCannotStartIsThePlatformsFailure) {
     ++failed;
     EXPECT_EQ(record["failure"]["kind"], "infra");
     EXPECT_EQ(record["failure"]["retriable"], true);
-    EXPECT_THAT(record["failure"]["reason"].get<std::string>(), HasSubstr("OUTCOME_SETUP_FAILED"));
+    const std::string reason = record["failure"]["reason"];
+    EXPECT_THAT(reason, HasSubstr("OUTCOME_SETUP_FAILED: "));
+    EXPECT_THAT(reason, HasSubstr("/no/such/program"));
+    // The words of the sandbox daemon, in the record of the call and in what `show` prints.
+    const std::string error = record["tool_calls"].back()["error"];
+    EXPECT_THAT(error, HasSubstr("/no/such/program"));
+    EXPECT_THAT(reason, HasSubstr(error));
     EXPECT_TRUE(record["reward"].is_null());
     EXPECT_EQ(record["valid"], false);
   }

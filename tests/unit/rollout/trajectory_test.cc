@@ -167,10 +167,15 @@ TEST_F(TrajectoryTest, EachOutcomeIsShownAndOnlyThePlatformsEndTheTrajectory) {
                                    sandbox::OUTCOME_INTERRUPTED}) {
     Player player(Job());
     ASSERT_TRUE(player.Say(Sh("x")));
-    player.Answer(player.Next(), Ended(outcome));
+    CallOutput output = Ended(outcome);
+    output.result.set_message("cannot bind at /data: no such directory");
+    player.Answer(player.Next(), output);
     ExpectSealed(&player, "failed", "");
     EXPECT_EQ(player.state().sealed->failure_kind(), "infra");
-    EXPECT_THAT(player.state().sealed->failure(), HasSubstr("call j/000000/0/0/0 ended with"));
+    EXPECT_EQ(player.state().sealed->failure(),
+              "call j/000000/0/0/0 ended with " + sandbox::Outcome_Name(outcome) +
+                  ": cannot bind at /data: no such directory");
+    EXPECT_EQ(player.state().calls[0].done->error(), output.result.message());
     EXPECT_FALSE(player.state().reward.has_value());
   }
 }
