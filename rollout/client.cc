@@ -99,6 +99,14 @@ class RolloutClientImpl final : public RolloutClient {
     });
   }
 
+  absl::StatusOr<wire::Verification> VerifyTrajectory(const std::string& trajectory_id) override {
+    wire::VerifyTrajectoryRequest request;
+    request.set_trajectory_id(trajectory_id);
+    return Unary<wire::Verification>([&](auto* context, auto* response) {
+      return stub_->VerifyTrajectory(context, request, response);
+    });
+  }
+
   void Shutdown() override {
     absl::MutexLock lock(&mutex_);
     down_ = true;

@@ -40,6 +40,8 @@ class RolloutClient {
   virtual absl::StatusOr<wire::ListTrajectoriesResponse> ListTrajectories(
       const std::string& job_id) = 0;
   virtual absl::StatusOr<wire::Trajectory> GetTrajectory(const std::string& trajectory_id) = 0;
+  // Waits until the stored calls have run again.
+  virtual absl::StatusOr<wire::Verification> VerifyTrajectory(const std::string& trajectory_id) = 0;
 
   // Ends every request that waits, with CANCELLED, from any thread; the client is of no use
   // afterwards.

@@ -68,7 +68,7 @@ class DaemonImpl final : public Daemon {
     if (addresses.empty()) {
       return absl::InvalidArgumentError("no address to listen on: give --listen");
     }
-    service_ = MakeRolloutService(jobs_.get(), log_.get());
+    service_ = MakeRolloutService(jobs_.get(), log_.get(), sandboxes_.get());
     grpc::ServerBuilder builder;
     builder.RegisterService(service_.get());
     builder.SetMaxReceiveMessageSize(kMaxRequestBytes);

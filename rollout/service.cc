@@ -11,6 +11,7 @@
 #include "rollout/describe.h"
 #include "rollout/record.h"
 #include "rollout/text.h"
+#include "rollout/verify.h"
 
 namespace reprise::rollout {
 namespace {
@@ -50,7 +51,8 @@ void Fill(const std::string& id, const std::string& job_id, const Summary& summa
 
 class Service final : public wire::RolloutService::Service {
  public:
-  Service(JobTable* jobs, replay::TrajectoryLog* log) : jobs_(jobs), log_(log), delivery_(log) {}
+  Service(JobTable* jobs, replay::TrajectoryLog* log, Sandboxes* sandboxes)
+      : jobs_(jobs), log_(log), sandboxes_(sandboxes), delivery_(log) {}
 
   grpc::Status Submit(grpc::ServerContext*, const wire::SubmitRequest* request,
                       wire::Job* answer) override {
@@ -236,6 +238,16 @@ class Service final : public wire::RolloutService::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status VerifyTrajectory(grpc::ServerContext*, const wire::VerifyTrajectoryRequest* request,
+                                wire::Verification* answer) override {
+    const std::string& id = request->trajectory_id();
+    ASSIGN_OR_ANSWER(std::vector<journal::TrajectoryEntry> entries, log_->Read(id));
+    ASSIGN_OR_ANSWER(replay::TrajectoryState state, replay::Fold(entries));
+    ASSIGN_OR_ANSWER(std::shared_ptr<JobRun> run, jobs_->Find(JobOf(id)));
+    ASSIGN_OR_ANSWER(*answer, Verify(state, *run, sandboxes_));
+    return grpc::Status::OK;
+  }
+
  private:
   static grpc::Status CheckLease(const wire::LeaseRequest& request) {
     auto refuse = [](const char* field, int64_t value, int64_t most) {
@@ -304,6 +316,7 @@ class Service final : public wire::RolloutService::Service {
 
   JobTable* const jobs_;
   replay::TrajectoryLog* const log_;
+  Sandboxes* const sandboxes_;
   Delivery delivery_;
   std::atomic<int> lease_streams_{0};
 };
@@ -311,8 +324,9 @@ class Service final : public wire::RolloutService::Service {
 }  // namespace
 
 std::unique_ptr<wire::RolloutService::Service> MakeRolloutService(JobTable* jobs,
-                                                                  replay::TrajectoryLog* log) {
-  return std::make_unique<Service>(jobs, log);
+                                                                  replay::TrajectoryLog* log,
+                                                                  Sandboxes* sandboxes) {
+  return std::make_unique<Service>(jobs, log, sandboxes);
 }
 
 }  // namespace reprise::rollout

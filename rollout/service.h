@@ -17,8 +17,9 @@ inline constexpr size_t kMaxSpecBytes = 1 << 20;
 inline constexpr int kMaxLeaseStreams = 64;  // Lease calls under way at one time
 inline constexpr int64_t kMaxLeaseWaitMs = 60 * 1000;
 
-// Both outlive the service.
+// All outlive the service.
 std::unique_ptr<wire::RolloutService::Service> MakeRolloutService(JobTable* jobs,
-                                                                  replay::TrajectoryLog* log);
+                                                                  replay::TrajectoryLog* log,
+                                                                  Sandboxes* sandboxes);
 
 }  // namespace reprise::rollout

@@ -2,9 +2,13 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
+#include "absl/strings/str_split.h"
 #include "base/fd.h"
 #include "base/status_macros.h"
 #include "clients/cli/commands.h"
@@ -19,9 +23,30 @@ namespace {
 
 struct Options {
   RolloutTarget target;
-  std::string job_id, trajectory_id, out;
+  std::string job_id, trajectory_id, other_id, out;
   bool without_timing = false;
 };
+
+std::vector<std::string> Lines(const std::string& text) {
+  std::vector<std::string> lines = absl::StrSplit(text, '\n');
+  if (lines.back().empty()) lines.pop_back();
+  return lines;
+}
+
+// From the first line that differs to the last: "- " what `left` has, "+ " what `right` has. ""
+// when they are the same.
+std::string LineDiff(const std::string& left, const std::string& right) {
+  if (left == right) return "";
+  const std::vector<std::string> a = Lines(left), b = Lines(right);
+  size_t begin = 0, end = 0;
+  const size_t shorter = std::min(a.size(), b.size());
+  while (begin < shorter && a[begin] == b[begin]) ++begin;
+  while (end < shorter - begin && a[a.size() - 1 - end] == b[b.size() - 1 - end]) ++end;
+  std::string diff = fmt::format("first difference in line {}\n", begin + 1);
+  for (size_t i = begin; i < a.size() - end; ++i) diff += "- " + a[i] + "\n";
+  for (size_t i = begin; i < b.size() - end; ++i) diff += "+ " + b[i] + "\n";
+  return diff;
+}
 
 std::string Reward(const rollout_wire::Trajectory& trajectory) {
   return trajectory.has_reward() ? fmt::format("{:.4f}", trajectory.reward()) : "-";
@@ -73,6 +98,52 @@ absl::StatusOr<int> Show(const Context& context, const Options& options) {
   return kExitDone;
 }
 
+absl::StatusOr<int> Verify(const Context& context, const Options& options) {
+  ASSIGN_OR_RETURN(RolloutAccess access, OpenToRun(options.target));
+  ASSIGN_OR_RETURN(rollout_wire::Verification done,
+                   access.client->VerifyTrajectory(options.trajectory_id));
+  if (context.json) {
+    PrintJson({{"trajectory_id", done.trajectory_id()},
+               {"verified", done.verified()},
+               {"not_run", done.not_run()},
+               {"diverged", done.diverged()},
+               {"call_id", done.call_id()},
+               {"field", done.field()},
+               {"stored", done.stored()},
+               {"found", done.found()}});
+  } else {
+    Print(fmt::format("{} of {}: {} calls gave their stored result again, {} never ran\n",
+                      done.diverged() ? "DIVERGED" : "verified", done.trajectory_id(),
+                      Count(done.verified()), Count(done.not_run())));
+    if (done.diverged()) {
+      Print(fmt::format("call {} differs in {}\n{}", done.call_id(), done.field(),
+                        LineDiff(done.stored(), done.found())));
+    }
+  }
+  return done.diverged() ? kExitFailed : kExitDone;
+}
+
+absl::StatusOr<int> Diff(const Context& context, const Options& options) {
+  ASSIGN_OR_RETURN(RolloutAccess access, OpenToRead(options.target));
+  std::string logs[2];
+  for (int i = 0; i < 2; ++i) {
+    const std::string& id = i == 0 ? options.trajectory_id : options.other_id;
+    ASSIGN_OR_RETURN(rollout_wire::Trajectory one, access.client->GetTrajectory(id));
+    for (std::string line : one.log()) {
+      // Ids differ in every line that has one.
+      for (size_t at; (at = line.find(id)) != std::string::npos;) line.replace(at, id.size(), "*");
+      logs[i] += line + "\n";
+    }
+  }
+  const std::string diff = LineDiff(logs[0], logs[1]);
+  if (context.json) {
+    PrintJson({{"same", diff.empty()}, {"diff", diff}});
+  } else {
+    Print(diff.empty() ? "their logs are the same\n" : diff);
+  }
+  return diff.empty() ? kExitDone : kExitFailed;
+}
+
 absl::StatusOr<int> Export(const Context& context, const Options& options) {
   ASSIGN_OR_RETURN(RolloutAccess access, OpenToRead(options.target));
   rollout_wire::ExportRequest request;
@@ -120,6 +191,17 @@ void AddTrajectoryCommands(CLI::App& app, Context& context) {
   leaf = Add(*group, context, "show", "show one trajectory, entry by entry", show, Show);
   leaf->add_option("ID", show->trajectory_id, "trajectory id, as `trajectory ls` shows it")
       ->required();
+
+  auto verify = std::make_shared<Options>();
+  leaf = Add(*group, context, "verify",
+             "run its stored calls again in a fresh sandbox; fails at the first other result",
+             verify, Verify);
+  leaf->add_option("ID", verify->trajectory_id, "trajectory id")->required();
+
+  auto diff = std::make_shared<Options>();
+  leaf = Add(*group, context, "diff", "show where the logs of two trajectories part", diff, Diff);
+  leaf->add_option("A", diff->trajectory_id, "trajectory id")->required();
+  leaf->add_option("B", diff->other_id, "trajectory id")->required();
 
   auto save = std::make_shared<Options>();
   leaf = Add(*group, context, "export", "write the finished trajectories of a job", save, Export);

@@ -109,6 +109,15 @@ TEST_F(CliTest, RolloutFromJobToTrajectories) {
   json shown = json::parse(Run({"trajectory", "show", ids[3], "--state", state, "--json"}).out);
   EXPECT_EQ(shown["record"]["rollout_id"], ids[3]);
   EXPECT_FALSE(shown["log"].empty());
+  Ended verified = Run({"trajectory", "verify", ids[3], "--state", state, "--json"});
+  EXPECT_EQ(verified.code, 0) << verified.out << verified.err;
+  EXPECT_EQ(json::parse(verified.out)["diverged"], false);
+  Ended same = Run({"trajectory", "diff", ids[3], ids[3], "--state", state});
+  EXPECT_EQ(same.code, 0) << same.err;
+  EXPECT_EQ(same.out, "their logs are the same\n");
+  Ended parted = Run({"trajectory", "diff", ids[0], ids[3], "--state", state});
+  EXPECT_EQ(parted.code, 1) << parted.err;
+  EXPECT_THAT(parted.out, HasSubstr("first difference in line 1\n- "));
   Ended saved = Run({"trajectory", "export", "--job", "small", "--state", state, "--out", "-"});
   EXPECT_EQ(saved.out, before);
 
