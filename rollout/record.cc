@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/types/span.h"
+#include "base/status_macros.h"
 #include "engine/chat.h"
 #include "replay/export.h"
 #include "rollout/fields.h"
@@ -59,6 +60,19 @@ std::string Messages(const TrajectoryState& state, const Task& task, const JobRu
 
 }  // namespace
 
+absl::StatusOr<const Task*> TaskOf(const TrajectoryState& state, const JobSpec& spec) {
+  const Task* task = nullptr;
+  for (const Task& each : spec.tasks) {
+    if (each.group == state.start.group()) task = &each;
+  }
+  if (task == nullptr || task->id != state.start.task_id()) {
+    return absl::DataLossError(fmt::format("trajectory {} is of task \"{}\", which is not in {}",
+                                           state.start.trajectory_id(), state.start.task_id(),
+                                           spec.tasks_path));
+  }
+  return task;
+}
+
 absl::StatusOr<std::string> ExportRecord(const TrajectoryState& state, const JobRun& run,
                                          bool without_timing) {
   const JobSpec* spec = run.spec();
@@ -66,15 +80,7 @@ absl::StatusOr<std::string> ExportRecord(const TrajectoryState& state, const Job
     return absl::FailedPreconditionError(
         fmt::format("records of job {} cannot be made: {}", run.id(), Message(run.why_no_spec())));
   }
-  const Task* task = nullptr;
-  for (const Task& each : spec->tasks) {
-    if (each.group == state.start.group()) task = &each;
-  }
-  if (task == nullptr || task->id != state.start.task_id()) {
-    return absl::DataLossError(fmt::format("trajectory {} is of task \"{}\", which is not in {}",
-                                           state.start.trajectory_id(), state.start.task_id(),
-                                           spec->tasks_path));
-  }
+  ASSIGN_OR_RETURN(const Task* task, TaskOf(state, *spec));
   journal::JobRecord record = run.record();
   replay::ExportContext context;
   context.run_id = run.id();

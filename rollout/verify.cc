@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "rollout/render.h"
+#include "rollout/record.h"
 #include "rollout/text.h"
 
 namespace reprise::rollout {
@@ -55,15 +56,7 @@ absl::StatusOr<Verification> Verify(const replay::TrajectoryState& state, const 
     return absl::FailedPreconditionError(fmt::format("calls of job {} cannot be made again: {}",
                                                      run.id(), Message(run.why_no_spec())));
   }
-  const Task* task = nullptr;
-  for (const Task& each : spec->tasks) {
-    if (each.group == state.start.group()) task = &each;
-  }
-  if (task == nullptr || task->id != state.start.task_id()) {
-    return absl::DataLossError(fmt::format("trajectory {} is of task \"{}\", which is not in {}",
-                                           state.start.trajectory_id(), state.start.task_id(),
-                                           spec->tasks_path));
-  }
+  ASSIGN_OR_RETURN(const Task* task, TaskOf(state, *spec));
   Verification out;
   out.set_trajectory_id(state.start.trajectory_id());
   const std::string box = fmt::format("verify-{}", base::RandomHex(8));
