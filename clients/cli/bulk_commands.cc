@@ -10,6 +10,7 @@ namespace reprise::cli {
 
 void AddBulkCommands(CLI::App& app, Context& context) {
   constexpr int kParallelMax = 1024;
+  constexpr int kPatienceMaxS = 8 * 24 * 3600;
   CLI::App* group = AddGroup(app, "bulk", "run files of programs, isolated");
   auto options = std::make_shared<BulkOptions>();
   CLI::App* leaf = AddLeaf(
@@ -32,6 +33,12 @@ void AddBulkCommands(CLI::App& app, Context& context) {
   AddState(*leaf, options->target.state, "state directory; default: OUT.state");
   leaf->add_option("--server", options->target.server, "address of a running sandboxd")
       ->type_name("ADDR");
+  leaf->add_option("--patience", options->patience_s,
+                   "how long nobody may listen at --server before the run ends with an error; the "
+                   "same command then goes on")
+      ->check(CLI::Range(1, kPatienceMaxS))
+      ->capture_default_str()
+      ->type_name("SECONDS");
   leaf->add_option("--token-file", options->target.token_file, "file with the token for HOST:PORT")
       ->type_name("FILE");
   leaf->add_option("--name", options->name,

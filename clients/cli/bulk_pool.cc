@@ -134,8 +134,10 @@ absl::StatusOr<std::string> BulkPool::RunLine(const BulkLine& line) {
     // `sandbox ls` shows, and the result stands.
     client_->Stop(line.request.sandbox_id(), absl::Now() + kCallPatience).status().IgnoreError();
   }
-  // Only Shutdown ends a request so: the call goes on, and the same command finds it.
-  if (absl::IsCancelled(finished.status())) return finished.status();
+  // Shutdown, or nobody listens any more: that says nothing about the line, whose call may go on,
+  // and the same command finds it.
+  if (absl::IsCancelled(finished.status()) || absl::IsUnavailable(finished.status()))
+    return finished.status();
   {
     absl::MutexLock lock(&mutex_);
     if (finished.ok()) {

@@ -38,6 +38,7 @@ absl::StatusOr<Access> Open(const BulkOptions& options) {
   Access access;
   sandboxd::ClientOptions client;
   client.output_bytes_max = options.output_bytes;
+  client.unreachable_max = absl::Seconds(options.patience_s);
   ASSIGN_OR_RETURN(client.token, ReadToken(options.target.token_file));
   ASSIGN_OR_RETURN(client.address, SandboxAddress(options.target));
   if (!Answers(client.address)) {
@@ -148,6 +149,12 @@ absl::StatusOr<int> RunBulk(const Context& context, BulkOptions options) {
     return absl::CancelledError(
         fmt::format("interrupted after {} of {} lines, nothing is lost: the same command goes on",
                     counts.done, file->size()));
+  }
+  if (absl::IsUnavailable(ran)) {
+    return absl::UnavailableError(fmt::format(
+        "{} (waited {} s; {} of {} lines are done): start it on the same state, and the "
+        "same command goes on",
+        ran.message(), options.patience_s, counts.done, file->size()));
   }
   RETURN_IF_ERROR(ran);
   if (::fsync(out.get()) != 0)

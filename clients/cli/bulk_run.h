@@ -15,6 +15,7 @@ struct BulkOptions {
   std::string file, out, tier, name;
   SandboxTarget target;  // neither server nor state: a daemon of our own on OUT.state
   int parallel = 4;
+  int patience_s = 300;                 // with nobody listening, before the run ends with an error
   uint64_t output_bytes = 1 << 20;      // of each stream in a result line; the end is kept
   sandbox_wire::SandboxSpec spec;       // limits, image and more that lines start from
   std::vector<std::string> binds, env;  // HOST:INSIDE[:rw]; NAME=VALUE

@@ -206,6 +206,7 @@ class SandboxClientImpl final : public SandboxClient {
   absl::Status Retry(absl::Time deadline,
                      const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
     absl::Duration backoff = options_.backoff_min;
+    absl::Time unreachable_since = absl::InfiniteFuture();
     while (true) {
       grpc::ClientContext context;
       context.set_deadline(absl::ToChronoTime(deadline));
@@ -224,26 +225,35 @@ class SandboxClientImpl final : public SandboxClient {
           return FromGrpc(status, options_.address);
         }
       }
-      Pause(backoff);
+      const absl::Time failed_at = absl::Now();
+      if (Pause(backoff)) {
+        unreachable_since = absl::InfiniteFuture();
+      } else {
+        unreachable_since = std::min(unreachable_since, failed_at);
+        if (absl::Now() - unreachable_since >= options_.unreachable_max)
+          return FromGrpc(status, options_.address);
+      }
       backoff = std::min(2 * backoff, options_.backoff_max);
     }
   }
 
-  // Returns early when the client is shut down, or when a lost connection is there again. While
+  // True: the daemon is connected to. Returns early when the client is shut down, or when a lost
+  // connection is there again. While
   // no request is under way, only a thread in WaitForConnected drives a connection attempt on: one
   // that merely slept would wait for gRPC's own look, which comes every 5 s.
-  void Pause(absl::Duration length) ABSL_LOCKS_EXCLUDED(mutex_) {
+  bool Pause(absl::Duration length) ABSL_LOCKS_EXCLUDED(mutex_) {
     const absl::Time until = absl::Now() + length;
     while (channel_->GetState(/*try_to_connect=*/true) != GRPC_CHANNEL_READY) {
       const absl::Time now = absl::Now();
-      if (now >= until) return;
+      if (now >= until) return false;
       if (channel_->WaitForConnected(absl::ToChronoTime(std::min(until, now + kLookForShutdown))))
-        return;
+        return true;
       absl::MutexLock lock(&mutex_);
-      if (down_) return;
+      if (down_) return false;
     }
     absl::MutexLock lock(&mutex_);
     mutex_.AwaitWithTimeout(absl::Condition(&down_), until - absl::Now());
+    return true;
   }
 
   const ClientOptions options_;

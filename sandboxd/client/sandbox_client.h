@@ -24,6 +24,8 @@ struct ClientOptions {
   std::string token;                  // for TCP addresses
   size_t output_bytes_max = 1 << 20;  // kept of each stream in Finished; its end is kept
   absl::Duration backoff_min = absl::Milliseconds(20), backoff_max = absl::Seconds(1);
+  // How long nothing may listen at the address before a request is given up with UNAVAILABLE.
+  absl::Duration unreachable_max = absl::InfiniteDuration();
 };
 
 class SandboxClient {
@@ -32,7 +34,8 @@ class SandboxClient {
   static absl::StatusOr<std::unique_ptr<SandboxClient>> Connect(const ClientOptions& options);
   virtual ~SandboxClient() = default;
 
-  // Each retries UNAVAILABLE until `deadline`, then gives back the last error. A Create without an
+  // Each retries UNAVAILABLE until `deadline`, or for unreachable_max while nobody listens, then
+  // gives back the last error. A Create without an
   // id gets one here, so that its retry finds what it made.
   virtual absl::StatusOr<sandbox::CreateResponse> Create(sandbox::CreateRequest request,
                                                          absl::Time deadline) = 0;

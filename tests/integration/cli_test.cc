@@ -246,6 +246,57 @@ TEST_F(CliTest, BulkGoesOnAfterAKillAndRunsEachLineOnce) {
   }
 }
 
+TEST_F(CliTest, BulkGivesUpWhenItsDaemonStaysAwayAndGoesOnWhenItIsBack) {
+  if (!HasFunctionTier()) GTEST_SKIP() << "the function tier is not usable here";
+  const std::string state = Path("daemon");
+  ::mkdir(Path("shared").c_str(), 0777);
+  ::chmod(Path("shared").c_str(), 0777);
+  const std::vector<std::string> up = {"up",          "--state",      state,
+                                       "--bind-root", Path("shared"), "--json"};
+  const std::string line =
+      json({{"id", "waits"},
+            {"command", "mktemp /data/ran.XXXXXX; until [ -e /data/go ]; do sleep 0.05; done"}})
+          .dump();
+  std::string address;
+  auto listening = [&](const Process& daemon) {
+    const std::string said = daemon.Output();
+    if (!said.ends_with("\n")) return false;
+    address = json::parse(said)["sandboxd"][0].get<std::string>();
+    return true;
+  };
+  std::vector<std::string> bulk = {"bulk",           "run",      Write("away.jsonl", line + "\n"),
+                                   "--tier",         "function", "--out",
+                                   Path("away.out"), "--bind",   Path("shared") + ":/data:rw",
+                                   "--patience",     "1"};
+  auto runs = [&] {
+    int count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(Path("shared")))
+      count += entry.path().filename().string().starts_with("ran.");
+    return count;
+  };
+  {
+    Process daemon(scratch_.path(), up);
+    while (daemon.Running() && !listening(daemon)) {
+    }
+    bulk.insert(bulk.end(), {"--server", address});
+    Process run(scratch_.path(), bulk);
+    while (run.Running() && runs() == 0) {
+    }
+    daemon.Signal(SIGKILL);
+    daemon.Wait();
+    ExpectError(run.Wait(), 1, "(waited 1 s; 0 of 1 lines are done)");
+  }
+  Process daemon(scratch_.path(), up);
+  while (daemon.Running() && !listening(daemon)) {
+  }
+  std::ofstream(Path("shared/go")) << "";
+  Ended again = Run(bulk);
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_EQ(runs(), 1);
+  daemon.Signal(SIGTERM);
+  EXPECT_EQ(daemon.Wait().code, 0);
+}
+
 TEST_F(CliTest, BulkTellsOutcomesApartAndRefusesABadLineBeforeItRunsAny) {
   if (!HasFunctionTier()) GTEST_SKIP() << "the function tier is not usable here";
   const std::string good =
