@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "sandboxd/api/auth.h"
-#include "sandboxd/api/http/message.h"
+#include "sandboxd/api/http/names.h"
 
 namespace reprise::sandboxd::http {
 

@@ -11,7 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "sandboxd/api/http/message.h"
+#include "sandboxd/api/http/names.h"
 
 namespace reprise::sandboxd::http {
 

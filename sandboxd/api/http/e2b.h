@@ -9,7 +9,7 @@
 #include <string>
 
 #include "sandboxd/api/http/lease_table.h"
-#include "sandboxd/api/http/router.h"
+#include "sandboxd/api/http/names.h"
 #include "sandboxd/api/http/surface.h"
 
 namespace reprise::sandboxd::http {

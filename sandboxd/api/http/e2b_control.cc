@@ -14,10 +14,10 @@
 #include "base/ids.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "http/target.h"
 #include "replay/sha256.h"
 #include "sandboxd/api/http/e2b.h"
 #include "sandboxd/api/http/e2b_create.h"
-#include "sandboxd/api/http/target.h"
 #include "sandboxd/limits.h"
 
 namespace reprise::sandboxd::http {
@@ -111,7 +111,7 @@ class Control {
   Response List(const Request& request) {
     std::vector<std::pair<std::string, std::string>> metadata;
     if (const std::string* filter = request.query_param("metadata"); filter != nullptr) {
-      auto pairs = ParseQuery(*filter);
+      auto pairs = ::reprise::http::ParseQuery(*filter);
       if (!pairs.ok()) return ErrorResponse(pairs.status());
       metadata = *std::move(pairs);
     }

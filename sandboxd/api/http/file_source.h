@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
-#include "sandboxd/api/http/message.h"
+#include "sandboxd/api/http/names.h"
 
 namespace reprise::sandboxd::http {
 

@@ -5,12 +5,12 @@
 #include <fmt/format.h>
 
 #include "base/status_macros.h"
+#include "http/server.h"
 #include "sandboxd/api/auth.h"
 #include "sandboxd/api/http/access.h"
 #include "sandboxd/api/http/e2b.h"
-#include "sandboxd/api/http/router.h"
+#include "sandboxd/api/http/names.h"
 #include "sandboxd/api/http/run_code.h"
-#include "sandboxd/api/http/server.h"
 #include "sandboxd/api/http/surface.h"
 #include "sandboxd/api/http/swerex.h"
 #include "sandboxd/worker_pool.h"
@@ -44,11 +44,11 @@ class HttpApiImpl final : public HttpApi {
     AddFilesystemRoutes(surface_, &router);
     AddFilesRoutes(surface_, &router);
     AddSwerexRoutes(surface_, &router);
-    ServerOptions server;
+    ::reprise::http::ServerOptions server;
     server.listen = options.listen;
     server.tls_cert = options.tls_cert;
     server.tls_key = options.tls_key;
-    ASSIGN_OR_RETURN(server_, Server::Start(server, std::move(router)));
+    ASSIGN_OR_RETURN(server_, ::reprise::http::Server::Start(server, std::move(router)));
     address_ =
         fmt::format("{}://{}", options.tls_cert.empty() ? "http" : "https", server_->address());
     leases_->Watch(EndOfLease(surface_, leases_.get()));
@@ -70,7 +70,7 @@ class HttpApiImpl final : public HttpApi {
   const Surface surface_;
   std::unique_ptr<storage::Store> store_;
   std::unique_ptr<LeaseTable> leases_;
-  std::unique_ptr<Server> server_;
+  std::unique_ptr<::reprise::http::Server> server_;
   std::string address_;
 };
 

@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include "base/status_macros.h"
-#include "sandboxd/api/http/message.h"
+#include "sandboxd/api/http/names.h"
 
 namespace reprise::sandboxd::http {
 namespace {

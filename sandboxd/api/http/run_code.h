@@ -3,7 +3,7 @@
 // overload only (clients try again on that), 4xx for requests that can never work.
 #pragma once
 
-#include "sandboxd/api/http/router.h"
+#include "sandboxd/api/http/names.h"
 #include "sandboxd/api/http/surface.h"
 
 namespace reprise::sandboxd::http {

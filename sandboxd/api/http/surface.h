@@ -9,7 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "sandboxd/api/http/access.h"
-#include "sandboxd/api/http/message.h"
+#include "sandboxd/api/http/names.h"
 #include "sandboxd/call_manager.h"
 #include "sandboxd/sandbox_manager.h"
 #include "sandboxd/worker_pool.h"

@@ -8,7 +8,7 @@
 // behind. So a command of a session is as durable as any other; programs that stay are not offered.
 #pragma once
 
-#include "sandboxd/api/http/router.h"
+#include "sandboxd/api/http/names.h"
 #include "sandboxd/api/http/surface.h"
 
 namespace reprise::sandboxd::http {

@@ -17,7 +17,7 @@ namespace boost::asio::ssl {
 class context;
 }
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 class Transport {
  public:
@@ -43,4 +43,4 @@ bool IsTimeout(const Transport::ErrorCode& ec);
 std::unique_ptr<Transport> MakeTransport(boost::asio::ip::tcp::socket socket,
                                          boost::asio::ssl::context* tls);
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

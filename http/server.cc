@@ -1,4 +1,4 @@
-#include "sandboxd/api/http/server.h"
+#include "http/server.h"
 
 #include <map>
 #include <thread>
@@ -22,9 +22,9 @@
 #include "absl/synchronization/mutex.h"
 #include "base/log.h"
 #include "base/status_macros.h"
-#include "sandboxd/api/http/session.h"
+#include "http/session.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 namespace {
 
 namespace asio = boost::asio;
@@ -192,4 +192,4 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   return server;
 }
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

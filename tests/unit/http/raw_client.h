@@ -6,7 +6,7 @@
 
 #include "base/fd.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 class RawClient {
  public:
@@ -25,4 +25,4 @@ class RawClient {
   std::string buffer_;
 };
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

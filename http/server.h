@@ -10,9 +10,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "sandboxd/api/http/router.h"
+#include "http/router.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 // What one client may take of the server.
 struct Limits {
@@ -48,4 +48,4 @@ class Server {
   virtual void Shutdown() = 0;
 };
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

@@ -17,7 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 struct Header {
   std::string name, value;  // names of requests are in lower case
@@ -93,4 +93,4 @@ bool EqualsIgnoreCase(std::string_view a, std::string_view b);
 // The reason phrase of a status.
 std::string_view Reason(int status);
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

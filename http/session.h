@@ -10,14 +10,14 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/ip/tcp.hpp>
 
-#include "sandboxd/api/http/router.h"
-#include "sandboxd/api/http/server.h"
+#include "http/router.h"
+#include "http/server.h"
 
 namespace boost::asio::ssl {
 class context;
 }
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 // What all sessions of a server share; outlives them.
 struct SessionHost {
@@ -43,4 +43,4 @@ class Session {
 // `socket`'s executor is the session's strand.
 std::shared_ptr<Session> MakeSession(SessionHost* host, boost::asio::ip::tcp::socket socket);
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

@@ -1,4 +1,4 @@
-#include "tests/unit/sandboxd/http/raw_client.h"
+#include "tests/unit/http/raw_client.h"
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
@@ -9,7 +9,7 @@
 #include <cstdlib>
 #include <utility>
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 RawClient::RawClient(const std::string& address)
     : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
@@ -52,4 +52,4 @@ std::string RawClient::ReadUntil(std::string_view text) {
   return got;
 }
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

@@ -11,7 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 inline constexpr size_t kTargetBytesMax = 8192;
 inline constexpr size_t kQueryParamsMax = 256;
@@ -31,4 +31,4 @@ absl::StatusOr<std::string> PercentDecode(std::string_view text, bool plus);
 // "a=1&b=2" as pairs, decoded.
 absl::StatusOr<std::vector<std::pair<std::string, std::string>>> ParseQuery(std::string_view text);
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

@@ -1,4 +1,4 @@
-#include "sandboxd/api/http/transport.h"
+#include "http/transport.h"
 
 #include <algorithm>
 #include <chrono>
@@ -15,7 +15,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 namespace {
 
 namespace asio = boost::asio;
@@ -125,4 +125,4 @@ std::unique_ptr<Transport> MakeTransport(tcp::socket socket, asio::ssl::context*
   return std::make_unique<TransportImpl<asio::ssl::stream<tcp::socket>>>(std::move(socket), *tls);
 }
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

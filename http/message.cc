@@ -1,10 +1,10 @@
-#include "sandboxd/api/http/message.h"
+#include "http/message.h"
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 std::string_view Request::header(std::string_view name) const {
   for (const Header& header : headers) {
@@ -126,4 +126,4 @@ std::string_view Reason(int status) {
   }
 }
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

@@ -1,9 +1,9 @@
-#include "sandboxd/api/http/router.h"
+#include "http/router.h"
 
 #include <algorithm>
 #include <utility>
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 namespace {
 
 constexpr std::string_view kAny = "{}";
@@ -46,4 +46,4 @@ const Route* Router::Find(std::string_view method, const std::vector<std::string
   return nullptr;
 }
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

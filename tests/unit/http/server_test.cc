@@ -1,6 +1,6 @@
 // The HTTP server over real sockets: keep-alive, chunks, streams, limits, and everything that a
 // hostile client may send.
-#include "sandboxd/api/http/server.h"
+#include "http/server.h"
 
 #include <gtest/gtest.h>
 
@@ -13,9 +13,9 @@
 #include <fmt/format.h>
 
 #include "absl/synchronization/notification.h"
-#include "tests/unit/sandboxd/http/raw_client.h"
+#include "tests/unit/http/raw_client.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 namespace {
 
 constexpr size_t kBodyMax = 1000;
@@ -289,4 +289,4 @@ TEST_F(HttpServer, EndsInOrderWithConnectionsOpen) {
 }
 
 }  // namespace
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

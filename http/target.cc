@@ -1,4 +1,4 @@
-#include "sandboxd/api/http/target.h"
+#include "http/target.h"
 
 #include <algorithm>
 
@@ -6,7 +6,7 @@
 
 #include "base/status_macros.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 namespace {
 
 int HexDigit(char c) {
@@ -90,4 +90,4 @@ absl::StatusOr<Target> ParseTarget(std::string_view target) {
   return parsed;
 }
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

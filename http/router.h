@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "sandboxd/api/http/message.h"
+#include "http/message.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 
 struct Route {
   std::string method;
@@ -33,4 +33,4 @@ class Router {
   std::vector<Route> routes_;
 };
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http

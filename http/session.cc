@@ -1,4 +1,4 @@
-#include "sandboxd/api/http/session.h"
+#include "http/session.h"
 
 #include <chrono>
 #include <future>
@@ -18,10 +18,10 @@
 #include <boost/beast/http/parser.hpp>
 
 #include "absl/strings/ascii.h"
-#include "sandboxd/api/http/target.h"
-#include "sandboxd/api/http/transport.h"
+#include "http/target.h"
+#include "http/transport.h"
 
-namespace reprise::sandboxd::http {
+namespace reprise::http {
 namespace {
 
 namespace asio = boost::asio;
@@ -440,4 +440,4 @@ std::shared_ptr<Session> MakeSession(SessionHost* host, asio::ip::tcp::socket so
   return std::make_shared<SessionImpl>(host, MakeTransport(std::move(socket), host->tls));
 }
 
-}  // namespace reprise::sandboxd::http
+}  // namespace reprise::http
