@@ -6,8 +6,6 @@
 
 #include <gtest/gtest.h>
 #include <rocksdb/env.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <filesystem>
@@ -16,6 +14,7 @@
 
 #include "base/failpoint.h"
 #include "base/fd.h"
+#include "tests/unit/killed_child.h"
 
 namespace reprise::storage {
 namespace {
@@ -101,33 +100,24 @@ TEST(Store, ManyWritersShareGroups) {
   EXPECT_EQ(Prefix(store->get()), 500);
 }
 
-// A child acknowledges each commit through a pipe and is killed at the n-th group.
+// Tells of each commit that was acknowledged, until it is killed.
+TEST(StoreChild, DISABLED_Commits) {
+  if (ChildDir().empty()) GTEST_SKIP() << "runs as a child of Store.AcknowledgedSurvives...";
+  auto store = Store::Open(Options(ChildDir()));
+  ASSERT_TRUE(store.ok() && base::ArmFailPoint(ChildPoint()).ok());
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(PutOne(store->get(), i).ok() && Report());
+}
+
+// The child is killed at the n-th group.
 void KillAt(const std::string& point, int n) {
   base::ScratchDir dir;
-  int pipe_fds[2];
-  ASSERT_EQ(::pipe(pipe_fds), 0);
-  pid_t child = ::fork();
-  if (child == 0) {
-    auto store = Store::Open(Options(dir.path()));
-    if (!store.ok() || !base::ArmFailPoint(point + ":" + std::to_string(n)).ok()) ::_exit(3);
-    for (int i = 0; i < 100; ++i) {
-      if (!PutOne(store->get(), i).ok()) ::_exit(4);
-      if (::write(pipe_fds[1], "x", 1) != 1) ::_exit(5);
-    }
-    ::_exit(6);
-  }
-  ::close(pipe_fds[1]);
-  int acknowledged = 0;
-  char byte;
-  while (::read(pipe_fds[0], &byte, 1) == 1) ++acknowledged;
-  ::close(pipe_fds[0]);
-  int status = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
+  const ChildEnd end =
+      RunChild("StoreChild.DISABLED_Commits", dir.path(), point + ":" + std::to_string(n));
+  ASSERT_TRUE(WIFSIGNALED(end.status) && WTERMSIG(end.status) == SIGKILL) << end.status;
   auto store = Store::Open(Options(dir.path()));
   ASSERT_TRUE(store.ok()) << store.status();
   const int recovered = Prefix(store->get());
-  EXPECT_EQ(acknowledged, n - 1);
+  EXPECT_EQ(end.reports, static_cast<uint64_t>(n - 1));
   EXPECT_EQ(recovered, point == "commit.before" ? n - 1 : n);
 }
 
