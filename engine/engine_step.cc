@@ -165,6 +165,9 @@ void EngineImpl::RunPass(const std::vector<Segment>& segments) {
     sum += static_cast<int64_t>(segments[static_cast<size_t>(i)].tokens.size());
   }
   first.push_back(count);
+  // Copies of one state may be in two parts: they come apart here, not on two threads.
+  for (const Segment& segment : segments)
+    segment.kv->Reserve(segment.start + static_cast<int64_t>(segment.tokens.size()));
   workers_->Run(static_cast<int64_t>(first.size()) - 1, [&](int64_t part) {
     const auto at = static_cast<size_t>(part);
     const absl::Span<const Segment> own = absl::MakeSpan(segments).subspan(

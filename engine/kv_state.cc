@@ -80,7 +80,6 @@ void KvState::set_length(int64_t length) {
 }
 
 void KvState::Reserve(int64_t tokens) {
-  // A count of one can only be this state's; what a copy read before it let go is then behind us.
   if (block_.use_count() > 1) block_ = std::make_shared<KvBuffer>(*block_);
   const int64_t pages = layout_->Pages(tokens);
   // A block that ends in the new tokens is written to the page that it began in.

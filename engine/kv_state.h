@@ -82,7 +82,8 @@ class KvState {
   // Of this state alone, with what it shares.
   int64_t memory_bytes() const { return layout_->Bytes(length_); }
 
-  // Makes room for what `tokens` tokens write, in memory that no copy shares. Before every write.
+  // Makes room for what `tokens` tokens write, in memory that no copy shares. Before every write;
+  // not at the same time as on a copy, unless neither shares any more.
   void Reserve(int64_t tokens);
   // True when Rewind(length) is possible.
   bool CanRewind(int64_t length) const {
