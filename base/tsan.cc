@@ -149,5 +149,12 @@ bool Notification::WaitForNotificationWithDeadline(Time deadline) const {
 ABSL_NAMESPACE_END
 }  // namespace absl
 
-// RocksDB's lock-free memtable is ordered by atomics that were compiled without the sanitizer.
-extern "C" const char* __tsan_default_suppressions() { return "race:librocksdb.so\n"; }
+extern "C" const char* __tsan_default_options() { return "history_size=7"; }
+
+// Libraries whose order between threads is made of atomics that were compiled without the
+// sanitizer: RocksDB's memtable, the counts of gRPC and absl::Status. What runs on gRPC's own
+// threads is therefore checked only where a test calls it without gRPC.
+extern "C" const char* __tsan_default_suppressions() {
+  return "race:librocksdb.so\nrace:libgrpc.so\nrace:libgrpc++.so\nrace:libgpr.so\nrace:absl::*::"
+         "Status::UnrefNonInlined\n";
+}
