@@ -61,6 +61,8 @@ struct ModelConfig {
   int32_t bos_id = 0;
   int32_t eos_id = 1;
 
+  bool operator==(const ModelConfig&) const = default;
+
   int64_t ratio(int64_t layer) const { return compress_ratios[static_cast<size_t>(layer)]; }
   LayerKind kind(int64_t layer) const {
     return ratio(layer) == 0           ? LayerKind::kWindow

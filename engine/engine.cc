@@ -30,21 +30,63 @@ absl::StatusOr<std::unique_ptr<Engine>> EngineImpl::Load(const std::string& dire
   auto engine = std::make_unique<EngineImpl>();
   ASSIGN_OR_RETURN(engine->config_, LoadConfig(directory));
   ASSIGN_OR_RETURN(engine->tokenizer_, Tokenizer::Load(directory + "/tokenizer.json"));
-  ASSIGN_OR_RETURN(engine->checkpoint_, Checkpoint::Open(directory));
-  RETURN_IF_ERROR(engine->checkpoint_->CheckAgainst(engine->config_));
-  RETURN_IF_ERROR(engine->CheckOptions(options));
+  ASSIGN_OR_RETURN(std::shared_ptr<LoadedWeights> own, engine->OpenWeights(directory));
+  RETURN_IF_ERROR(engine->CheckOptions(options, *own->checkpoint));
   if (engine->tokenizer_->vocab_size() > engine->config_.vocab_size) {
     return absl::InvalidArgumentError(
         fmt::format("{}: tokenizer.json has {} tokens and config.json vocab_size {}", directory,
                     engine->tokenizer_->vocab_size(), engine->config_.vocab_size));
   }
-  ASSIGN_OR_RETURN(engine->weights_, BindWeights(*engine->checkpoint_, engine->config_));
-  ASSIGN_OR_RETURN(engine->digest_, CheckpointDigest(*engine->checkpoint_, engine->reference_));
-  engine->Start(options);
+  engine->Start(options, *own->checkpoint);
+  RETURN_IF_ERROR(engine->BindTensors(own.get()));
+  engine->own_ = std::move(own);
   return engine;
 }
 
-absl::Status EngineImpl::CheckOptions(const EngineOptions& options) {
+absl::StatusOr<std::shared_ptr<const Weights>> EngineImpl::LoadWeights(
+    const std::string& directory) const {
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadConfig(directory));
+  if (config != config_) {
+    return absl::FailedPreconditionError(
+        fmt::format("{}/config.json describes another architecture than the loaded {}: only its "
+                    "tensors may change",
+                    directory, own_->directory()));
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                   Tokenizer::Load(directory + "/tokenizer.json"));
+  if (tokenizer->digest() != tokenizer_->digest()) {
+    return absl::FailedPreconditionError(
+        fmt::format("{}/tokenizer.json is another tokenizer than that of the loaded {}: only the "
+                    "tensors may change",
+                    directory, own_->directory()));
+  }
+  ASSIGN_OR_RETURN(std::shared_ptr<LoadedWeights> weights, OpenWeights(directory));
+  if (speculate_ && weights->checkpoint->MtpBlocks(config_) == 0) {
+    return absl::FailedPreconditionError(
+        fmt::format("{}: no MTP block in it, and the loaded {} guesses with its own", directory,
+                    own_->directory()));
+  }
+  RETURN_IF_ERROR(BindTensors(weights.get()));
+  return weights;
+}
+
+absl::StatusOr<std::shared_ptr<LoadedWeights>> EngineImpl::OpenWeights(
+    const std::string& directory) const {
+  auto weights = std::make_shared<LoadedWeights>();
+  weights->engine = this;
+  ASSIGN_OR_RETURN(weights->checkpoint, Checkpoint::Open(directory));
+  RETURN_IF_ERROR(weights->checkpoint->CheckAgainst(config_));
+  return weights;
+}
+
+absl::Status EngineImpl::BindTensors(LoadedWeights* weights) const {
+  ASSIGN_OR_RETURN(weights->tensors, BindWeights(*weights->checkpoint, config_));
+  ASSIGN_OR_RETURN(weights->digest_text, CheckpointDigest(*weights->checkpoint, reference_));
+  weights->cache = std::make_unique<PrefixCache>(&model_->layout(), prefix_cache_bytes_);
+  return absl::OkStatus();
+}
+
+absl::Status EngineImpl::CheckOptions(const EngineOptions& options, const Checkpoint& checkpoint) {
   if (options.threads < 0 || options.threads > kThreadsMax) {
     return absl::InvalidArgumentError(fmt::format(
         "engine threads: {}; possible: 0 (one a core) to {}", options.threads, kThreadsMax));
@@ -58,53 +100,57 @@ absl::Status EngineImpl::CheckOptions(const EngineOptions& options) {
     return absl::InvalidArgumentError(fmt::format(
         "engine prefix cache: {} bytes; possible: 0 (none) or more", options.prefix_cache_bytes));
   }
-  if (options.speculate && checkpoint_->MtpBlocks(config_) == 0) {
+  if (options.speculate && checkpoint.MtpBlocks(config_) == 0) {
     return absl::FailedPreconditionError(
         fmt::format("{}: no MTP block in it, so nothing can be guessed; load it without speculate",
-                    checkpoint_->directory()));
+                    checkpoint.directory()));
   }
   reference_ = options.numerics == Numerics::kReference ||
-               (options.numerics == Numerics::kAuto && checkpoint_->quantised());
+               (options.numerics == Numerics::kAuto && checkpoint.quantised());
   if (reference_ && (config_.index_dim & (config_.index_dim - 1)) != 0) {
     return absl::InvalidArgumentError(fmt::format(
         "{}: index_head_dim {} is no power of two, which reference numerics need; load it with "
         "numerics = float",
-        checkpoint_->directory(), config_.index_dim));
+        checkpoint.directory(), config_.index_dim));
   }
   return absl::OkStatus();
 }
 
-void EngineImpl::Start(const EngineOptions& options) {
+void EngineImpl::Start(const EngineOptions& options, const Checkpoint& checkpoint) {
   max_context_ = options.max_context == 0 ? config_.max_context : options.max_context;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   workers_ = std::make_unique<Workers>(options.threads == 0 ? cores : options.threads);
   workspaces_.resize(static_cast<size_t>(workers_->threads()));
   uint64_t bytes = 0;
-  for (const auto& [name, view] : checkpoint_->tensors()) bytes += view.bytes;
+  for (const auto& [name, view] : checkpoint.tensors()) bytes += view.bytes;
   small_ = bytes <= kSmallModelBytes;
   speculate_ = options.speculate;
-  model_ = std::make_unique<Model>(&config_, &weights_, reference_, speculate_);
-  cache_ = std::make_unique<PrefixCache>(&model_->layout(), options.prefix_cache_bytes);
+  prefix_cache_bytes_ = options.prefix_cache_bytes;
+  model_ = std::make_unique<Model>(&config_, reference_, speculate_);
 }
 
-std::unique_ptr<Sequence> EngineImpl::NewSequence(absl::Span<const int32_t> tokens) {
-  auto sequence = std::make_unique<EngineSequence>(&digest_, &model_->layout());
+std::unique_ptr<Sequence> EngineImpl::NewSequence(absl::Span<const int32_t> tokens,
+                                                  const Weights* weights) {
+  auto sequence = std::make_unique<EngineSequence>(&model_->layout());
   if (tokens.size() < 2) return sequence;
-  const KvState* state = cache_->Find(tokens.subspan(0, tokens.size() - 1));
+  const LoadedWeights* own = Of(weights);
+  const KvState* state = own->cache->Find(tokens.subspan(0, tokens.size() - 1));
   if (state == nullptr || state->length() > max_context_) return sequence;
-  sequence->Adopt(tokens.subspan(0, static_cast<size_t>(state->length())), *state);
+  sequence->Adopt(tokens.subspan(0, static_cast<size_t>(state->length())), *state,
+                  own->digest_text);
   stats_.reused_tokens += state->length();
   return sequence;
 }
 
-absl::StatusOr<std::unique_ptr<Sequence>> EngineImpl::Restore(std::string_view bytes) {
-  auto sequence = std::make_unique<EngineSequence>(&digest_, &model_->layout());
-  RETURN_IF_ERROR(sequence->Load(bytes));
+absl::StatusOr<std::unique_ptr<Sequence>> EngineImpl::Restore(std::string_view bytes,
+                                                              const Weights* weights) {
+  auto sequence = std::make_unique<EngineSequence>(&model_->layout());
+  RETURN_IF_ERROR(sequence->Load(bytes, Of(weights)->digest_text));
   return sequence;
 }
 
 absl::StatusOr<std::vector<float>> EngineImpl::Logits(absl::Span<const int32_t> tokens) {
-  EngineSequence sequence(&digest_, &model_->layout());
+  EngineSequence sequence(&model_->layout());
   StepItem item;
   item.sequence = &sequence;
   item.tokens = tokens;
@@ -117,7 +163,7 @@ absl::StatusOr<std::vector<float>> EngineImpl::Logits(absl::Span<const int32_t> 
     segment.tokens = tokens.subspan(at, kLogitsPassTokens);
     segment.logits = logits.data() + at * static_cast<size_t>(config_.vocab_size);
     segment.logit_rows = static_cast<int64_t>(segment.tokens.size());
-    model_->Forward({&segment, 1}, workers_.get(), &workspaces_[0]);
+    model_->Forward(own_->tensors, {&segment, 1}, workers_.get(), &workspaces_[0]);
   }
   return logits;
 }
@@ -125,7 +171,7 @@ absl::StatusOr<std::vector<float>> EngineImpl::Logits(absl::Span<const int32_t> 
 EngineStats EngineImpl::stats() const {
   EngineStats stats = stats_;
   stats.kv_bytes = model_->layout().bytes_in_use;
-  stats.prefix_cache_bytes = cache_->bytes();
+  stats.prefix_cache_bytes = own_->cache->bytes();
   return stats;
 }
 
@@ -133,8 +179,13 @@ absl::Status EngineImpl::CheckItems(absl::Span<const StepItem> items) const {
   std::set<const Sequence*> seen;
   for (const StepItem& item : items) {
     const auto* sequence = dynamic_cast<const EngineSequence*>(item.sequence);
-    if (sequence == nullptr || !sequence->MadeBy(&digest_)) {
+    if (sequence == nullptr || &sequence->kv.layout() != &model_->layout()) {
       return absl::InvalidArgumentError("a step names a sequence that this engine did not make");
+    }
+    if (item.weights != nullptr) {
+      const auto* weights = dynamic_cast<const LoadedWeights*>(item.weights);
+      if (weights == nullptr || weights->engine != this)
+        return absl::InvalidArgumentError("a step names weights that this engine did not load");
     }
     if (!seen.insert(sequence).second)
       return absl::InvalidArgumentError("a step names the same sequence twice");

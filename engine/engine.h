@@ -4,7 +4,8 @@
 //
 // Promise: the logits of a sequence are bitwise the same alone or in any batch, and however its
 // tokens were cut into steps; a sampled token depends only on its logits, the sampling parameters,
-// the seed and its position.
+// the seed and its position. Under several checkpoints the same holds for the same tokens fed under
+// the same weights.
 #pragma once
 
 #include <cstdint>
@@ -72,6 +73,23 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // the best by raw_logprob, best first, the lower id first
 };
 
+// The tensors of one checkpoint in memory, of the config and the tokenizer of the engine that
+// loaded it. Its files must not be written while this lives.
+class Weights {
+ public:
+  virtual ~Weights() = default;
+  virtual const std::string& directory() const = 0;
+  // As Engine::digest.
+  virtual const std::string& digest() const = 0;
+};
+
+// The weights that made a part of a KV state: from token `begin` to the next origin's.
+struct KvOrigin {
+  std::string digest;  // of the weights
+  int64_t begin = 0;
+  bool operator==(const KvOrigin&) const = default;
+};
+
 // One growing sequence and its KV state. Made by an engine, used with that engine only.
 class Sequence {
  public:
@@ -79,6 +97,8 @@ class Sequence {
   virtual int64_t length() const = 0;                    // tokens fed so far
   virtual int64_t memory_bytes() const = 0;              // of its KV state, with what it shares
   virtual absl::Span<const int32_t> tokens() const = 0;  // [length]
+  // Of the whole state, in order; empty without tokens. No two neighbours have the same digest.
+  virtual absl::Span<const KvOrigin> origins() const = 0;
   // A second sequence with the same tokens. Both share their state until they write.
   virtual std::unique_ptr<Sequence> Fork() const = 0;
   // Forgets the tokens from `length` on. OUT_OF_RANGE when more than kRewindTokens of the longest
@@ -92,6 +112,7 @@ struct StepItem {
   Sequence* sequence = nullptr;
   absl::Span<const int32_t> tokens;          // appended at sequence->length(); at least one
   const SamplingParams* sampling = nullptr;  // nullptr: feed only
+  const Weights* weights = nullptr;          // nullptr: those that the engine was loaded with
   bool want_routes = false;                  // record the experts of the fed tokens
   // 2: the step may sample a second token after a guess that proved right; then the first is fed
   // already, and sequence->length() says so. Nothing follows a stop token.
@@ -110,8 +131,9 @@ struct EngineStats {
   int64_t computed_tokens = 0;  // that went through the model: less what sequences shared
   int64_t reused_tokens = 0;    // that NewSequence took from the prefix cache
   int64_t guesses = 0, right_guesses = 0;
-  int64_t kv_bytes = 0;            // of all states now, shared ones once
-  int64_t prefix_cache_bytes = 0;  // of those that the prefix cache holds
+  int64_t kv_bytes = 0;  // of all states now, shared ones once
+  int64_t prefix_cache_bytes =
+      0;  // of those that the prefix cache of the engine's own weights holds
 };
 
 class Engine {
@@ -122,15 +144,27 @@ class Engine {
                                                       const EngineOptions& options = {});
   virtual ~Engine() = default;
 
-  // Empty, or already with the longest prefix of `tokens` whose state is in the prefix cache, never
-  // all of them: go on with tokens[length()].
-  virtual std::unique_ptr<Sequence> NewSequence(absl::Span<const int32_t> tokens = {}) = 0;
-  // A sequence from the bytes of Sequence::Save. DATA_LOSS: damaged; FAILED_PRECONDITION: saved by
-  // an engine of another digest or with other options.
-  virtual absl::StatusOr<std::unique_ptr<Sequence>> Restore(std::string_view bytes) = 0;
-  // Feeds and samples. Sequences that hold the same tokens and are fed the same are computed once
-  // and share their state. One thread at a time. INVALID_ARGUMENT for an id outside the vocabulary,
-  // the same sequence twice, or a context that would grow past the limit; then nothing was fed.
+  // The tensors of another checkpoint of the same architecture and tokenizer, for steps to use
+  // beside or instead of the engine's own; the engine outlives them. Thread-safe, also during a
+  // step. Errors as Load;
+  // FAILED_PRECONDITION when config or tokenizer are not the engine's, naming the file.
+  virtual absl::StatusOr<std::shared_ptr<const Weights>> LoadWeights(
+      const std::string& directory) const = 0;
+  // Those that it was loaded with.
+  virtual std::shared_ptr<const Weights> weights() const = 0;
+
+  // Empty, or already with the longest prefix of `tokens` whose state is in the prefix cache of
+  // `weights` (nullptr: the engine's own), never all of them: go on with tokens[length()].
+  virtual std::unique_ptr<Sequence> NewSequence(absl::Span<const int32_t> tokens = {},
+                                                const Weights* weights = nullptr) = 0;
+  // A sequence from the bytes of Sequence::Save, whose newest part `weights` made (nullptr: the
+  // engine's own). DATA_LOSS: damaged; FAILED_PRECONDITION: saved under other weights or options.
+  virtual absl::StatusOr<std::unique_ptr<Sequence>> Restore(std::string_view bytes,
+                                                            const Weights* weights = nullptr) = 0;
+  // Feeds and samples. Sequences that hold the same tokens and states and are fed the same under
+  // the same weights are computed once and share their state. One thread at a time.
+  // INVALID_ARGUMENT for an id outside the vocabulary, the same sequence twice, a context that
+  // would grow past the limit, or weights of another engine; then nothing was fed.
   virtual absl::Status Step(absl::Span<StepItem> items) = 0;
   // Teacher-forced logits of all positions, float32 [tokens, vocab].
   virtual absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) = 0;
@@ -143,8 +177,8 @@ class Engine {
   virtual int64_t max_context() const = 0;
   // kReference or kFloat.
   virtual Numerics numerics() const = 0;
-  // SHA-256 over config, tokenizer, tensor data and numerics, hexadecimal: two engines with the
-  // same digest give the same tokens.
+  // SHA-256 over config, tokenizer, tensor data of its own weights, and numerics, hexadecimal: two
+  // engines with the same digest give the same tokens.
   virtual const std::string& digest() const = 0;
 };
 

@@ -16,13 +16,32 @@
 
 namespace reprise::engine {
 
+class EngineImpl;
+
+class LoadedWeights final : public Weights {
+ public:
+  const std::string& directory() const override { return checkpoint->directory(); }
+  const std::string& digest() const override { return digest_text; }
+
+  const EngineImpl* engine = nullptr;  // that loaded it
+  std::unique_ptr<Checkpoint> checkpoint;
+  ModelWeights tensors;  // point into the checkpoint
+  std::string digest_text;
+  std::unique_ptr<PrefixCache> cache;  // of states that these weights made alone
+};
+
 class EngineImpl final : public Engine {
  public:
   static absl::StatusOr<std::unique_ptr<Engine>> Load(const std::string& directory,
                                                       const EngineOptions& options);
 
-  std::unique_ptr<Sequence> NewSequence(absl::Span<const int32_t> tokens) override;
-  absl::StatusOr<std::unique_ptr<Sequence>> Restore(std::string_view bytes) override;
+  absl::StatusOr<std::shared_ptr<const Weights>> LoadWeights(
+      const std::string& directory) const override;
+  std::shared_ptr<const Weights> weights() const override { return own_; }
+  std::unique_ptr<Sequence> NewSequence(absl::Span<const int32_t> tokens,
+                                        const Weights* weights) override;
+  absl::StatusOr<std::unique_ptr<Sequence>> Restore(std::string_view bytes,
+                                                    const Weights* weights) override;
   absl::Status Step(absl::Span<StepItem> items) override;
   absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) override;
 
@@ -35,13 +54,14 @@ class EngineImpl final : public Engine {
   Numerics numerics() const override {
     return reference_ ? Numerics::kReference : Numerics::kFloat;
   }
-  const std::string& digest() const override { return digest_; }
+  const std::string& digest() const override { return own_->digest_text; }
 
  private:
   // What a step does for one item, or for several that hold and are fed the same.
   struct Work {
     StepItem* item = nullptr;
     EngineSequence* sequence = nullptr;
+    const LoadedWeights* weights = nullptr;
     std::vector<size_t> same;          // other items of the step
     absl::Span<const int32_t> tokens;  // to feed, with the guess
     std::vector<int32_t> with_guess;
@@ -58,22 +78,32 @@ class EngineImpl final : public Engine {
   // One run of the MTP block: positions of one sequence with the tokens after them.
   struct DraftWork {
     EngineSequence* sequence = nullptr;
+    const LoadedWeights* weights = nullptr;
     int64_t start = 0;
     std::vector<int32_t> next;
     std::vector<float> residual;               // [next, P, D]
     const SamplingParams* sampling = nullptr;  // a guess is wanted
   };
 
-  absl::Status CheckOptions(const EngineOptions& options);
-  void Start(const EngineOptions& options);
+  // Opens and checks the checkpoint; tensors, digest and cache are still to be made.
+  absl::StatusOr<std::shared_ptr<LoadedWeights>> OpenWeights(const std::string& directory) const;
+  absl::Status BindTensors(LoadedWeights* weights) const;
+  const LoadedWeights* Of(const Weights* weights) const {
+    return weights == nullptr ? own_.get() : static_cast<const LoadedWeights*>(weights);
+  }
+  absl::Status CheckOptions(const EngineOptions& options, const Checkpoint& checkpoint);
+  void Start(const EngineOptions& options, const Checkpoint& checkpoint);
   absl::Status CheckItems(absl::Span<const StepItem> items) const;
 
   // Work for the items; those that can share one are found.
   std::vector<Work> Plan(absl::Span<StepItem> items);
-  // The next segments of the step, at most one a work. False when all is fed.
+  // The next segments of the step, at most one a work, all under the same weights. False when all
+  // is fed.
   bool NextPass(absl::Span<Work> works, std::vector<Segment>* segments, std::vector<Work*>* owners);
-  void RunPass(const std::vector<Segment>& segments);
+  void RunPass(const LoadedWeights& weights, const std::vector<Segment>& segments);
   void AfterPass(absl::Span<Work* const> owners, const std::vector<Segment>& segments);
+  // Puts the state at the end of a page into the cache of the work's weights.
+  void KeepState(const Work& work);
   absl::Status SampleInto(Work* work, StepItem* item, EngineSequence* sequence);
   // The draft for the rows of the work's newest pass that `sequence` keeps; `last` is the token
   // after the newest, or -1.
@@ -86,16 +116,14 @@ class EngineImpl final : public Engine {
 
   ModelConfig config_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::unique_ptr<Checkpoint> checkpoint_;
-  ModelWeights weights_;
-  std::string digest_;
   int64_t max_context_ = 0;
+  int64_t prefix_cache_bytes_ = 0;
   bool small_ = false;      // weights stay in cache: threads may run whole sequences by themselves
   bool reference_ = false;  // numerics
   bool speculate_ = false;
   std::unique_ptr<Model> model_;
+  std::shared_ptr<const LoadedWeights> own_;  // its cache ends before the layout of model_
   std::unique_ptr<Workers> workers_;
-  std::unique_ptr<PrefixCache> cache_;
   std::vector<Workspace> workspaces_;  // [threads]
   std::vector<float> logits_;          // of the step
   EngineStats stats_;

@@ -1,6 +1,7 @@
 // One step: plan (what is fed once for several, what is guessed), passes through the model,
 // samples, and guesses for the next step.
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "base/status_macros.h"
@@ -25,7 +26,7 @@ absl::Status EngineImpl::Step(absl::Span<StepItem> items) {
   std::vector<Segment> segments;
   std::vector<Work*> owners;
   while (NextPass(absl::MakeSpan(works), &segments, &owners)) {
-    RunPass(segments);
+    RunPass(*owners[0]->weights, segments);
     AfterPass(owners, segments);
   }
   for (Work& work : works) {
@@ -33,6 +34,7 @@ absl::Status EngineImpl::Step(absl::Span<StepItem> items) {
       auto* sequence = static_cast<EngineSequence*>(items[i].sequence);
       sequence->kv = work.sequence->kv;
       sequence->ids = work.sequence->ids;
+      sequence->made_by = work.sequence->made_by;
       sequence->residual_position = work.sequence->residual_position;
       sequence->mtp_next = work.sequence->mtp_next;
       sequence->guess = -1;
@@ -55,7 +57,7 @@ absl::Status EngineImpl::Step(absl::Span<StepItem> items) {
   }
   RETURN_IF_ERROR(RunDrafts(std::move(drafts)));
   for (const Work& work : works) {
-    if (work.ends_page) cache_->Insert(work.sequence->ids, work.sequence->kv);
+    if (work.ends_page) KeepState(work);
   }
   return absl::OkStatus();
 }
@@ -72,8 +74,9 @@ std::vector<EngineImpl::Work> EngineImpl::Plan(absl::Span<StepItem> items) {
     Work* work = nullptr;
     // Only prompts are compared: sequences of one token a step part at their first sample.
     for (size_t w = 0; item.tokens.size() > 1 && w < works.size() && work == nullptr; ++w) {
-      if (SameTokens(works[w].item->tokens, item.tokens) &&
-          SameTokens(works[w].sequence->ids, sequence->ids)) {
+      if (works[w].weights == Of(item.weights) && SameTokens(works[w].item->tokens, item.tokens) &&
+          SameTokens(works[w].sequence->ids, sequence->ids) &&
+          works[w].sequence->made_by == sequence->made_by) {
         work = &works[w];
         work->same.push_back(i);
       }
@@ -82,6 +85,7 @@ std::vector<EngineImpl::Work> EngineImpl::Plan(absl::Span<StepItem> items) {
       work = &works.emplace_back();
       work->item = &item;
       work->sequence = sequence;
+      work->weights = Of(item.weights);
       work->start = sequence->length();
       work->tokens = item.tokens;
       work->guessed = item.sampling != nullptr && item.max_samples > 1 && sequence->guess >= 0 &&
@@ -118,6 +122,7 @@ bool EngineImpl::NextPass(absl::Span<Work> works, std::vector<Segment>* segments
     const int64_t all = static_cast<int64_t>(work.tokens.size()), left = all - work.fed;
     // A token and its guess are one piece: the logits of both are wanted.
     if (left == 0 || room < (work.guessed ? 2 : 1)) continue;
+    if (!owners->empty() && owners->front()->weights != work.weights) continue;
     Segment segment;
     segment.kv = &work.sequence->kv;
     segment.start = work.start + work.fed;
@@ -147,10 +152,10 @@ bool EngineImpl::NextPass(absl::Span<Work> works, std::vector<Segment>* segments
   return !segments->empty();
 }
 
-void EngineImpl::RunPass(const std::vector<Segment>& segments) {
+void EngineImpl::RunPass(const LoadedWeights& weights, const std::vector<Segment>& segments) {
   const int64_t threads = workers_->threads(), count = static_cast<int64_t>(segments.size());
   if (!small_ || threads == 1 || count < threads) {
-    model_->Forward(segments, workers_.get(), &workspaces_[0]);
+    model_->Forward(weights.tensors, segments, workers_.get(), &workspaces_[0]);
     return;
   }
   int64_t tokens = 0;
@@ -172,7 +177,7 @@ void EngineImpl::RunPass(const std::vector<Segment>& segments) {
     const auto at = static_cast<size_t>(part);
     const absl::Span<const Segment> own = absl::MakeSpan(segments).subspan(
         static_cast<size_t>(first[at]), static_cast<size_t>(first[at + 1] - first[at]));
-    model_->Forward(own, nullptr, &workspaces_[at]);
+    model_->Forward(weights.tensors, own, nullptr, &workspaces_[at]);
   });
 }
 
@@ -187,6 +192,7 @@ void EngineImpl::AfterPass(absl::Span<Work* const> owners, const std::vector<Seg
     const size_t real = tokens.size() - (work->guessed ? 1 : 0);
     sequence->ids.insert(sequence->ids.end(), tokens.begin(),
                          tokens.begin() + static_cast<ptrdiff_t>(real));
+    sequence->NoteOrigin(segments[i].start, work->weights->digest_text);
     if (speculate_ && !last) {
       const int32_t next = work->tokens[static_cast<size_t>(work->fed)];
       std::vector<DraftWork> drafts;
@@ -200,8 +206,15 @@ void EngineImpl::AfterPass(absl::Span<Work* const> owners, const std::vector<Seg
     if (last) {
       work->ends_page = true;
     } else {
-      cache_->Insert(sequence->ids, sequence->kv);
+      KeepState(*work);
     }
+  }
+}
+
+void EngineImpl::KeepState(const Work& work) {
+  // A state that older weights made in part is no state of these.
+  if (work.sequence->made_by.size() == 1) {
+    work.weights->cache->Insert(work.sequence->ids, work.sequence->kv);
   }
 }
 
@@ -241,6 +254,7 @@ EngineImpl::DraftWork EngineImpl::MakeDraft(const Work& work, EngineSequence* se
                                             int32_t last) const {
   DraftWork draft;
   draft.sequence = sequence;
+  draft.weights = work.weights;
   const int64_t first = work.residual_start, end = sequence->length();
   const size_t row = static_cast<size_t>(flat());
   draft.start = first;
@@ -264,7 +278,7 @@ absl::Status EngineImpl::RunDrafts(std::vector<DraftWork> drafts) {
   if (drafts.empty()) return absl::OkStatus();
   const size_t vocab = static_cast<size_t>(config_.vocab_size), row = static_cast<size_t>(flat());
   std::vector<float> logits(drafts.size() * vocab);
-  std::vector<Segment> segments;
+  std::map<const LoadedWeights*, std::vector<Segment>> segments;
   for (size_t i = 0; i < drafts.size(); ++i) {
     DraftWork& draft = drafts[i];
     draft.sequence->guess = draft.sequence->mtp_next = -1;
@@ -275,9 +289,10 @@ absl::Status EngineImpl::RunDrafts(std::vector<DraftWork> drafts) {
     segment.tokens = draft.next;
     segment.residual = draft.residual.data();
     if (draft.sampling != nullptr) segment.logits = logits.data() + i * vocab;
-    segments.push_back(segment);
+    segments[draft.weights].push_back(segment);
   }
-  if (!segments.empty()) model_->Draft(segments, workers_.get(), &workspaces_[0]);
+  for (const auto& [weights, own] : segments)
+    model_->Draft(weights->tensors, own, workers_.get(), &workspaces_[0]);
   for (size_t i = 0; i < drafts.size(); ++i) {
     DraftWork& draft = drafts[i];
     EngineSequence* sequence = draft.sequence;

@@ -15,8 +15,8 @@ namespace reprise::engine {
 
 class ForwardPass {
  public:
-  ForwardPass(const Model& model, absl::Span<const Segment> segments, Workers* workers,
-              Workspace* workspace);
+  ForwardPass(const Model& model, const ModelWeights& weights, absl::Span<const Segment> segments,
+              Workers* workers, Workspace* workspace);
   void Run();
   void RunDraft();
 
@@ -108,6 +108,7 @@ class ForwardPass {
                   float* y, int64_t y_stride);
 
   const Model& model_;
+  const ModelWeights& weights_;
   const ModelConfig& c_;
   const bool reference_;  // numerics
   const absl::Span<const Segment> segments_;

@@ -24,27 +24,27 @@ std::vector<float> CompressFrequencies(const ModelConfig& c) {
 
 }  // namespace
 
-Model::Model(const ModelConfig* config, const ModelWeights* weights, bool reference, bool mtp)
+Model::Model(const ModelConfig* config, bool reference, bool mtp)
     : config_(config),
-      weights_(weights),
       reference_(reference),
       layout_(*config, mtp ? 1 : 0),
       window_frequencies_(cpu::RopeFrequencies(config->rope_dim, config->rope_theta, nullptr)),
       compress_frequencies_(CompressFrequencies(*config)) {}
 
-void Model::Forward(absl::Span<const Segment> segments, Workers* workers,
-                    Workspace* workspace) const {
-  ForwardPass(*this, segments, workers, workspace).Run();
+void Model::Forward(const ModelWeights& weights, absl::Span<const Segment> segments,
+                    Workers* workers, Workspace* workspace) const {
+  ForwardPass(*this, weights, segments, workers, workspace).Run();
 }
 
-void Model::Draft(absl::Span<const Segment> segments, Workers* workers,
+void Model::Draft(const ModelWeights& weights, absl::Span<const Segment> segments, Workers* workers,
                   Workspace* workspace) const {
-  ForwardPass(*this, segments, workers, workspace).RunDraft();
+  ForwardPass(*this, weights, segments, workers, workspace).RunDraft();
 }
 
-ForwardPass::ForwardPass(const Model& model, absl::Span<const Segment> segments, Workers* workers,
-                         Workspace* workspace)
+ForwardPass::ForwardPass(const Model& model, const ModelWeights& weights,
+                         absl::Span<const Segment> segments, Workers* workers, Workspace* workspace)
     : model_(model),
+      weights_(weights),
       c_(*model.config_),
       reference_(model.reference_),
       segments_(segments),
@@ -118,9 +118,8 @@ void ForwardPass::Normalise(float* x, int64_t rows, const Vector& weight) {
 void ForwardPass::Run() {
   Embed();
   MakeAngles();
-  for (int64_t layer = 0; layer < c_.num_layers; ++layer)
-    Layer(layer, model_.weights_->layers[layer]);
-  Head(model_.weights_->output);
+  for (int64_t layer = 0; layer < c_.num_layers; ++layer) Layer(layer, weights_.layers[layer]);
+  Head(weights_.output);
   const int64_t flat = c_.hc_streams * c_.hidden_size;
   const float* residual = Get(kResidual, rows_ * flat);
   for (size_t s = 0; s < segments_.size(); ++s) {
@@ -133,7 +132,7 @@ void ForwardPass::Run() {
 }
 
 void ForwardPass::RunDraft() {
-  const MtpWeights& w = model_.weights_->mtp[0];
+  const MtpWeights& w = weights_.mtp[0];
   MixNextToken(w);
   MakeAngles();
   Layer(c_.num_layers, w.layer);
@@ -160,7 +159,7 @@ void ForwardPass::MixNextToken(const MtpWeights& w) {
   // run.
   float* normed = Get(kExpertInput, rows_ * flat);
   for (int64_t row = 0; row < rows_; ++row) {
-    cpu::CopyRow(model_.weights_->embed, token(row), embedded + row * width);
+    cpu::CopyRow(weights_.embed, token(row), embedded + row * width);
     Round(embedded + row * width, width);
     const int64_t s = segment_of_[row];
     std::copy_n(segments_[s].residual + (row - first_row_[s]) * flat, flat, normed + row * flat);
@@ -180,7 +179,7 @@ void ForwardPass::Embed() {
   float* residual = Get(kResidual, rows_ * streams * width);
   for (int64_t row = 0; row < rows_; ++row) {
     float* first = residual + row * streams * width;
-    cpu::CopyRow(model_.weights_->embed, token(row), first);
+    cpu::CopyRow(weights_.embed, token(row), first);
     Round(first, width);
     for (int64_t p = 1; p < streams; ++p) std::copy_n(first, width, first + p * width);
   }
@@ -258,7 +257,7 @@ void ForwardPass::Head(const HeadWeights& w) {
       CollapseForHead(w, residual + row * flat, input + at * width);
   }
   Normalise(input, wanted, w.norm);
-  const Matrix& head = model_.weights_->head;
+  const Matrix& head = weights_.head;
   if (wanting == 1) return Multiply(input, wanted, head, last->logits);
   const float* logits = Get(kLogits, wanted * vocab);
   Multiply(input, wanted, head, Get(kLogits, wanted * vocab));

@@ -41,18 +41,19 @@ struct Workspace {
 
 class Model {
  public:
-  // All outlive this. `reference`: round as the reference does; needs an index_dim that is a power
-  // of two.
-  // `mtp`: sequences have room for the MTP block, so that Draft can run.
-  Model(const ModelConfig* config, const ModelWeights* weights, bool reference, bool mtp);
+  // `config` outlives this. `reference`: round as the reference does; needs an index_dim that is a
+  // power of two. `mtp`: sequences have room for the MTP block, so that Draft can run.
+  Model(const ModelConfig* config, bool reference, bool mtp);
 
-  // Feeds the segments, each of another sequence, at the length of its state. `workers` may be
-  // nullptr.
-  void Forward(absl::Span<const Segment> segments, Workers* workers, Workspace* workspace) const;
+  // Feeds the segments, each of another sequence, at the length of its state. `weights` are of the
+  // config; `workers` may be nullptr.
+  void Forward(const ModelWeights& weights, absl::Span<const Segment> segments, Workers* workers,
+               Workspace* workspace) const;
   // Runs the MTP block over positions whose residual is known; tokens[i] is the token after
   // position start + i. Logits are those of the token after that one. Positions before `start` were
   // run before.
-  void Draft(absl::Span<const Segment> segments, Workers* workers, Workspace* workspace) const;
+  void Draft(const ModelWeights& weights, absl::Span<const Segment> segments, Workers* workers,
+             Workspace* workspace) const;
 
   const ModelConfig& config() const { return *config_; }
   const KvLayout& layout() const { return layout_; }
@@ -60,7 +61,6 @@ class Model {
  private:
   friend class ForwardPass;
   const ModelConfig* const config_;
-  const ModelWeights* const weights_;
   const bool reference_;
   const KvLayout layout_;
   const std::vector<float> window_frequencies_;    // main table [rope_dim / 2]

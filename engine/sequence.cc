@@ -10,7 +10,8 @@
 namespace reprise::engine {
 namespace {
 
-constexpr std::string_view kMagic = "RPRSEQ01";
+constexpr std::string_view kMagic = "RPRSEQ02";
+constexpr uint64_t kOriginsMax = 1 << 20;
 constexpr size_t kHashBytes = SHA256_DIGEST_LENGTH;
 
 template <typename T>
@@ -52,12 +53,19 @@ absl::Status EngineSequence::Rewind(int64_t length) {
   if (length == kv.length()) return absl::OkStatus();
   kv.Rewind(length);
   ids.resize(static_cast<size_t>(length));
+  while (!made_by.empty() && made_by.back().begin >= length) made_by.pop_back();
   residual_position = mtp_next = guess = -1;
   return absl::OkStatus();
 }
 
-void EngineSequence::Adopt(absl::Span<const int32_t> tokens, const KvState& state) {
+void EngineSequence::NoteOrigin(int64_t begin, const std::string& digest) {
+  if (made_by.empty() || made_by.back().digest != digest) made_by.push_back({digest, begin});
+}
+
+void EngineSequence::Adopt(absl::Span<const int32_t> tokens, const KvState& state,
+                           const std::string& digest) {
   kv = state;
+  made_by = {{digest, 0}};
   ids.assign(tokens.begin(), tokens.end());
   const bool has_residual = kv.layout().residual >= 0 && kv.mtp_length() >= kv.length() - 1;
   kv.set_mtp_length(std::min(kv.mtp_length(), kv.length() - 1));
@@ -66,8 +74,12 @@ void EngineSequence::Adopt(absl::Span<const int32_t> tokens, const KvState& stat
 
 std::string EngineSequence::Save() const {
   std::string body;
-  Append(static_cast<uint64_t>(digest_->size()), &body);
-  body += *digest_;
+  Append(static_cast<uint64_t>(made_by.size()), &body);
+  for (const KvOrigin& origin : made_by) {
+    Append(origin.begin, &body);
+    Append(static_cast<uint64_t>(origin.digest.size()), &body);
+    body += origin.digest;
+  }
   Append(static_cast<uint64_t>(ids.size()), &body);
   body.append(reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof(int32_t));
   Append(residual_position, &body);
@@ -77,21 +89,28 @@ std::string EngineSequence::Save() const {
   return std::string(kMagic) + Hash(body) + body;
 }
 
-absl::Status EngineSequence::Load(std::string_view bytes) {
-  if (!bytes.starts_with(kMagic)) return Damaged("it does not begin with RPRSEQ01");
+absl::Status EngineSequence::Load(std::string_view bytes, const std::string& digest) {
+  if (!bytes.starts_with(kMagic)) return Damaged("it does not begin with RPRSEQ02");
   bytes.remove_prefix(kMagic.size());
   if (bytes.size() < kHashBytes) return Damaged("it is cut short");
   const std::string_view hash = bytes.substr(0, kHashBytes);
   bytes.remove_prefix(kHashBytes);
   if (Hash(bytes) != hash) return Damaged("its hash does not fit");
-  uint64_t size = 0;
-  if (!Take(&bytes, &size) || size > bytes.size()) return Damaged("its digest is cut short");
-  const std::string_view digest = bytes.substr(0, size);
-  if (digest != *digest_) {
-    return absl::FailedPreconditionError(fmt::format(
-        "the sequence was saved by an engine with digest {}; this one has {}", digest, *digest_));
+  uint64_t origins = 0, size = 0;
+  if (!Take(&bytes, &origins) || origins > kOriginsMax) return Damaged("its origins are cut short");
+  for (; origins > 0; --origins) {
+    KvOrigin origin;
+    if (!Take(&bytes, &origin.begin) || !Take(&bytes, &size) || size > bytes.size())
+      return Damaged("its origins are cut short");
+    origin.digest = bytes.substr(0, size);
+    bytes.remove_prefix(size);
+    made_by.push_back(std::move(origin));
   }
-  bytes.remove_prefix(size);
+  if (!made_by.empty() && made_by.back().digest != digest) {
+    return absl::FailedPreconditionError(
+        fmt::format("the sequence was saved under weights with digest {}; these have {}",
+                    made_by.back().digest, digest));
+  }
   if (!Take(&bytes, &size) || size > bytes.size() / sizeof(int32_t))
     return Damaged("its tokens are cut short");
   ids.resize(size);

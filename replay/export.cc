@@ -138,6 +138,10 @@ void AddTokens(const TrajectoryState& state, ObjectWriter* writer) {
   }
   writer->Raw("weight_versions",
               Array(versions, [](int64_t version) { return fmt::format("{}", version); }));
+  writer->Raw("weight_switches", Array(state.switches, [](const WeightSwitch& at) {
+                return fmt::format("{{\"at_token\":{},\"version\":{},\"kv_kept\":{}}}", at.at_token,
+                                   at.version, at.kept);
+              }));
   writer->Raw("segments", Segments(state));
 }
 

@@ -13,7 +13,7 @@
 namespace reprise::replay {
 namespace {
 
-enum TrajectoryFamily : storage::Family { kJobs, kHeads, kEntries, kDeliveries };
+enum TrajectoryFamily : storage::Family { kJobs, kHeads, kEntries, kDeliveries, kWeights };
 
 class TrajectoryLogImpl final : public TrajectoryLog {
  public:
@@ -108,6 +108,31 @@ class TrajectoryLogImpl final : public TrajectoryLog {
     return ids;
   }
 
+  absl::Status PutWeights(const journal::WeightsRecord& weights) override {
+    storage::Batch batch;
+    batch.Put(kWeights, IdNumberKey(weights.model(), weights.version()),
+              weights.SerializeAsString());
+    return store_->Commit(std::move(batch));
+  }
+
+  absl::StatusOr<std::vector<journal::WeightsRecord>> Weights(std::string_view model) override {
+    std::vector<journal::WeightsRecord> records;
+    RETURN_IF_ERROR(store_->Scan(
+        kWeights, model.empty() ? "" : IdPrefix(model),
+        [&](std::string_view key, std::string_view payload) -> absl::Status {
+          journal::WeightsRecord record;
+          if (!record.ParseFromArray(payload.data(), static_cast<int>(payload.size())) ||
+              IdNumberKey(record.model(), record.version()) != key) {
+            return absl::DataLossError(
+                fmt::format("the record of weight version {} is not the WeightsRecord of its model",
+                            NumberOfKey(key)));
+          }
+          records.push_back(std::move(record));
+          return absl::OkStatus();
+        }));
+    return records;
+  }
+
   absl::Status PutDeliveries(std::string_view job_id,
                              const std::vector<journal::Delivery>& deliveries) override {
     storage::Batch batch;
@@ -190,7 +215,7 @@ class TrajectoryLogImpl final : public TrajectoryLog {
 }  // namespace
 
 std::vector<std::string> TrajectoryLogFamilies() {
-  return {"jobs", "heads", "entries", "deliveries"};
+  return {"jobs", "heads", "entries", "deliveries", "weights"};
 }
 
 absl::StatusOr<std::unique_ptr<TrajectoryLog>> TrajectoryLog::Open(storage::Store* store) {

@@ -47,6 +47,11 @@ class TrajectoryLog {
   // Ids of the trajectories of a job ("" = all) that have entries, in order.
   virtual absl::StatusOr<std::vector<std::string>> List(std::string_view job_id) = 0;
 
+  // A weight version of a model; durable on return.
+  virtual absl::Status PutWeights(const journal::WeightsRecord& weights) = 0;
+  // Of one model, or of all when `model` is empty; by model and version.
+  virtual absl::StatusOr<std::vector<journal::WeightsRecord>> Weights(std::string_view model) = 0;
+
   // What became of groups of a job: one batch, durable on return.
   virtual absl::Status PutDeliveries(std::string_view job_id,
                                      const std::vector<journal::Delivery>& deliveries) = 0;

@@ -15,6 +15,7 @@ absl::Status Bad(const TrajectoryState& state, std::string_view what) {
 absl::Status ApplyStart(TrajectoryState* state, const journal::TrajectoryStart& start) {
   if (state->entries != 0) return Bad(*state, "a second start");
   state->start = start;
+  state->kv_spans.push_back({start.weight_version(), 0});
   state->tokens.assign(start.prompt_ids().begin(), start.prompt_ids().end());
   state->loss_mask.assign(state->tokens.size(), 0);
   state->logprobs.assign(state->tokens.size(), 0.0f);
@@ -100,6 +101,23 @@ absl::Status ApplyIssued(TrajectoryState* state, const journal::CallIssued& issu
   return absl::OkStatus();
 }
 
+absl::Status ApplySwitched(TrajectoryState* state, const journal::Switched& switched) {
+  if (switched.weight_version() <= state->weight_version()) {
+    return Bad(*state, fmt::format("a switch from weight version {} to {}", state->weight_version(),
+                                   switched.weight_version()));
+  }
+  if (switched.kept_tokens() >= state->tokens.size()) {
+    return Bad(*state, fmt::format("a switch that keeps the state of {} tokens out of {}",
+                                   switched.kept_tokens(), state->tokens.size()));
+  }
+  std::vector<KvSpan>& spans = state->kv_spans;
+  while (!spans.empty() && spans.back().begin >= switched.kept_tokens()) spans.pop_back();
+  spans.push_back({switched.weight_version(), switched.kept_tokens()});
+  state->switches.push_back(
+      {state->tokens.size(), switched.weight_version(), switched.kept_tokens()});
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status TrajectoryState::Apply(const journal::TrajectoryEntry& entry) {
@@ -133,6 +151,9 @@ absl::Status TrajectoryState::Apply(const journal::TrajectoryEntry& entry) {
       break;
     case Entry::kResumed:
       resumed.push_back(entry.resumed());
+      break;
+    case Entry::kSwitched:
+      status = ApplySwitched(this, entry.switched());
       break;
     case Entry::ENTRY_NOT_SET:
       return Bad(*this, "an entry of a kind that this program does not know");

@@ -33,6 +33,18 @@ struct VersionSpan {
   uint64_t version = 0, begin = 0, end = 0;  // token indices; sampled tokens only
 };
 
+// Which weights feed the tokens from `begin` on, to the next span's.
+struct KvSpan {
+  uint64_t version = 0, begin = 0;
+};
+
+// A change of weights while it ran.
+struct WeightSwitch {
+  uint64_t at_token = 0;  // tokens before it
+  uint64_t version = 0;   // from then on
+  uint64_t kept = 0;      // tokens whose KV state stayed
+};
+
 struct TrajectoryState {
   journal::TrajectoryStart start;
   std::vector<int32_t> tokens;     // prompt included
@@ -40,6 +52,8 @@ struct TrajectoryState {
   std::vector<float> logprobs;     // 0 off mask
   std::string routed_experts;  // of tokens 0.. in order, all but the last one; empty: not recorded
   std::vector<VersionSpan> version_spans;
+  std::vector<KvSpan> kv_spans;        // at least one; what a KV state of its tokens is made of
+  std::vector<WeightSwitch> switches;  // in order
   std::vector<Segment> segments;
   std::vector<CallState> calls;  // in the order in which they were issued
   std::optional<journal::RewardDone> reward;
@@ -51,6 +65,9 @@ struct TrajectoryState {
   // Adds the next entry. DATA_LOSS when it cannot follow what came before (position, order, double
   // result).
   absl::Status Apply(const journal::TrajectoryEntry& entry);
+  uint64_t weight_version() const { return kv_spans.back().version; }
+  // Tokens that were certainly fed: all before the last sampled one.
+  uint64_t fed_tokens() const { return version_spans.empty() ? 0 : version_spans.back().end - 1; }
   uint64_t prompt_len() const { return static_cast<uint64_t>(start.prompt_ids_size()); }
 };
 

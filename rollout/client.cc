@@ -28,6 +28,17 @@ class RolloutClientImpl final : public RolloutClient {
       return stub_->Get(context, request, job);
     });
   }
+  absl::StatusOr<wire::LoadWeightsAnswer> LoadWeights(
+      const wire::LoadWeightsRequest& request) override {
+    return Unary<wire::LoadWeightsAnswer>(
+        [&](auto* context, auto* answer) { return stub_->LoadWeights(context, request, answer); });
+  }
+  absl::StatusOr<wire::ShowWeightsResponse> ShowWeights(const std::string& model) override {
+    wire::ShowWeightsRequest request;
+    request.set_model(model);
+    return Unary<wire::ShowWeightsResponse>(
+        [&](auto* context, auto* answer) { return stub_->ShowWeights(context, request, answer); });
+  }
   absl::StatusOr<wire::ListJobsResponse> List() override {
     return Unary<wire::ListJobsResponse>([&](auto* context, auto* response) {
       return stub_->List(context, wire::ListJobsRequest(), response);

@@ -29,6 +29,11 @@ class RolloutClient {
   virtual absl::StatusOr<wire::Job> Resume(const std::string& job_id) = 0;
   virtual absl::StatusOr<wire::Job> Cancel(const std::string& job_id) = 0;
 
+  // Returns when the weights are in force.
+  virtual absl::StatusOr<wire::LoadWeightsAnswer> LoadWeights(
+      const wire::LoadWeightsRequest& request) = 0;
+  virtual absl::StatusOr<wire::ShowWeightsResponse> ShowWeights(const std::string& model) = 0;
+
   // Calls `on_job` on this thread whenever the job changed, and returns it as it ended.
   virtual absl::StatusOr<wire::Job> Watch(const std::string& job_id,
                                           const std::function<void(const wire::Job&)>& on_job) = 0;

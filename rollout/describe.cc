@@ -68,6 +68,9 @@ std::string Describe(const journal::TrajectoryEntry& entry) {
       return fmt::format("resumed  at token {} after {}, {} tokens prefilled again",
                          entry.resumed().at_token(), entry.resumed().cause(),
                          entry.resumed().prefill_tokens());
+    case journal::TrajectoryEntry::kSwitched:
+      return fmt::format("switched to weight version {}, KV of {} tokens kept",
+                         entry.switched().weight_version(), entry.switched().kept_tokens());
     default:
       return "unknown entry";
   }

@@ -117,6 +117,12 @@ void ReadJobLimits(Fields& fields, JobSpec* job) {
   job->max_in_flight = fields.Int("max_in_flight", 1, kMaxInFlight, 32);
 }
 
+void ReadWeightsPolicy(Fields& fields, JobSpec* job) {
+  job->weights.drain = fields.OneOf("running", {"continue", "drain"}, "continue") == "drain";
+  job->weights.keep_kv = fields.OneOf("kv", {"keep", "recompute"}, "keep") == "keep";
+  job->weights.max_staleness = fields.Int("max_staleness", -1, 1'000'000, -1);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<JobSpec>> LoadJob(std::string_view toml,
@@ -134,6 +140,7 @@ absl::StatusOr<std::unique_ptr<JobSpec>> LoadJob(std::string_view toml,
   Fields sampling = top.Table("sampling").value_or(Fields(empty, name, "sampling"));
   Fields limits = top.Table("limits").value_or(Fields(empty, name, "limits"));
   Fields output = top.Table("output").value_or(Fields(empty, name, "output"));
+  Fields weights = top.Table("weights").value_or(Fields(empty, name, "weights"));
   Fields box = top.Table("sandbox").value_or(Fields(empty, name, "sandbox"));
   std::vector<Fields> tools = top.Tables("tools");
   std::optional<Fields> reward_table = top.Table("reward");
@@ -145,6 +152,8 @@ absl::StatusOr<std::unique_ptr<JobSpec>> LoadJob(std::string_view toml,
   RETURN_IF_ERROR(limits.Finish());
   job->routed_experts = output.Bool("routed_experts", false);
   RETURN_IF_ERROR(output.Finish());
+  ReadWeightsPolicy(weights, job.get());
+  RETURN_IF_ERROR(weights.Finish());
   ASSIGN_OR_RETURN(sandbox::SandboxSpec sandbox, ReadSandbox(box, {}, directory));
   for (Fields& tool : tools) RETURN_IF_ERROR(ReadTool(tool, directory, &digest, job.get()));
   std::optional<RewardSpec> reward;

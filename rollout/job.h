@@ -25,6 +25,13 @@ inline constexpr uint64_t kMaxToolFileBytes = 1 << 20;
 inline constexpr int64_t kMaxGroupSize = 1024;
 inline constexpr int64_t kMaxInFlight = 1024;
 
+// What new weights mean for trajectories that run; a weight update may say otherwise.
+struct WeightsPolicy {
+  bool drain = false;   // they end under their old version, else they go on under the new one
+  bool keep_kv = true;  // where they go on: their KV state stays, else it is made again
+  int64_t max_staleness = -1;  // ended where their first token is more versions old; -1 = no bound
+};
+
 // How a finished trajectory is judged.
 struct RewardSpec {
   enum class Kind { kMatch, kCommand } kind = Kind::kMatch;
@@ -69,6 +76,7 @@ struct JobSpec {
   int64_t max_in_flight = 0;
 
   bool routed_experts = false;
+  WeightsPolicy weights;
 
   std::vector<Tool> tools;
   std::vector<Task> tasks;  // those that are used

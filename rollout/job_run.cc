@@ -91,6 +91,8 @@ absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
 
 absl::Status JobRun::CheckEngine(const std::string& log_engine_digest) const {
   for (const auto& [index, state] : unfinished_) {
+    // Versions only grow, so version 0 made the first part of a state or none.
+    if (state.kv_spans.front().version != 0) continue;
     if (state.start.engine_digest() == log_engine_digest) continue;
     return absl::FailedPreconditionError(
         fmt::format("trajectory {} was begun with another model, tokenizer or chat template than "

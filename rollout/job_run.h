@@ -52,7 +52,8 @@ class JobRun {
   // Reads the logs of all trajectories: summaries, and the states of those that are unfinished.
   // REQUIRES: before the job is shared. DATA_LOSS from the log.
   absl::Status ReadLogs(replay::TrajectoryLog* log);
-  // FAILED_PRECONDITION when an unfinished trajectory was begun with another engine.
+  // FAILED_PRECONDITION when an unfinished trajectory needs the model directory's own weights, and
+  // was begun with another engine.
   absl::Status CheckEngine(const std::string& log_engine_digest) const;
 
   const std::string& id() const { return id_; }

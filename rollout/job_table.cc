@@ -26,7 +26,7 @@ absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_di
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine,
                    engine::Engine::Load(key, {.threads = engine_threads_}));
   base::LogInfo(fmt::format("loaded {} in {:.0f} ms", key, stopwatch.ElapsedMillis()));
-  auto made = std::make_unique<Scheduler>(std::move(engine), log_, sandboxes_);
+  auto made = std::make_unique<Scheduler>(std::move(engine), key, log_, sandboxes_);
   return (schedulers_[key] = std::move(made)).get();
 }
 
@@ -68,14 +68,16 @@ absl::StatusOr<JobTable::Entry> JobTable::StartLocked(const journal::JobRecord& 
     return entry;
   }
   ASSIGN_OR_RETURN(entry.scheduler, SchedulerLocked(entry.run->spec()->model_dir));
+  RETURN_IF_ERROR(entry.scheduler->Ready());
   RETURN_IF_ERROR(entry.run->CheckEngine(entry.scheduler->log_engine_digest()));
+  ASSIGN_OR_RETURN(Scheduler::HeldWeights weights, entry.scheduler->WeightsFor(entry.run.get()));
   entry.run->set_tokenizer(&entry.scheduler->tokenizer());
   size_t unfinished = entry.run->unfinished().size();
   if (unfinished > 0) {
     base::LogInfo(fmt::format("job {}: going on with {} unfinished trajectories", record.job_id(),
                               unfinished));
   }
-  entry.scheduler->Add(entry.run);
+  entry.scheduler->Add(entry.run, std::move(weights));
   return entry;
 }
 
@@ -151,6 +153,7 @@ absl::StatusOr<std::shared_ptr<JobRun>> JobTable::Submit(const std::string& toml
   if (!absl::IsNotFound(known.status())) return known.status();
   // A job whose model cannot load is not taken.
   ASSIGN_OR_RETURN(Scheduler * scheduler, SchedulerLocked(spec->model_dir));
+  RETURN_IF_ERROR(scheduler->Ready());
   journal::JobRecord record;
   record.set_job_id(spec->id);
   record.set_spec_toml(toml);
@@ -227,6 +230,42 @@ absl::Status JobTable::Cancel(const std::string& job_id) {
   auto started = StartLocked(entry->run->record());
   if (started.ok()) *entry = *std::move(started);
   return absl::OkStatus();
+}
+
+absl::StatusOr<Scheduler::Update> JobTable::LoadWeights(const std::string& model,
+                                                        journal::WeightsRecord record) {
+  Scheduler* scheduler = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!model.empty()) {
+      ASSIGN_OR_RETURN(scheduler, SchedulerLocked(model));
+    } else if (schedulers_.size() == 1) {
+      scheduler = schedulers_.begin()->second.get();
+    } else {
+      std::string loaded;
+      for (const auto& [directory, each] : schedulers_) loaded += " " + directory;
+      return absl::InvalidArgumentError(
+          fmt::format("{} models are loaded, name the one that the weights are for:{}",
+                      schedulers_.size(), loaded.empty() ? " its model directory" : loaded));
+    }
+  }
+  return scheduler->LoadWeights(std::move(record));
+}
+
+absl::StatusOr<std::vector<journal::WeightsRecord>> JobTable::Weights(const std::string& model) {
+  absl::MutexLock lock(&mutex_);
+  std::vector<journal::WeightsRecord> out;
+  if (!model.empty()) {
+    ASSIGN_OR_RETURN(Scheduler * scheduler, SchedulerLocked(model));
+    RETURN_IF_ERROR(scheduler->Ready());
+    return scheduler->weights().All();
+  }
+  for (const auto& [directory, scheduler] : schedulers_) {
+    for (journal::WeightsRecord& record : scheduler->weights().All()) {
+      out.push_back(std::move(record));
+    }
+  }
+  return out;
 }
 
 }  // namespace reprise::rollout

@@ -41,6 +41,13 @@ class JobTable {
   absl::Status Resume(const std::string& job_id);
   absl::Status Cancel(const std::string& job_id);
 
+  // Scheduler::LoadWeights of the model whose directory is `model`, or of the only loaded one when
+  // it is empty. INVALID_ARGUMENT when that is not one.
+  absl::StatusOr<Scheduler::Update> LoadWeights(const std::string& model,
+                                                journal::WeightsRecord record);
+  // Versions of that model, or of all loaded ones when `model` is empty; by model and version.
+  absl::StatusOr<std::vector<journal::WeightsRecord>> Weights(const std::string& model);
+
  private:
   struct Entry {
     std::shared_ptr<JobRun> run;

@@ -13,13 +13,14 @@
 
 namespace reprise::rollout {
 
-Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, replay::TrajectoryLog* log,
-                     Sandboxes* sandboxes)
+Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& model,
+                     replay::TrajectoryLog* log, Sandboxes* sandboxes)
     : engine_(std::move(engine)),
       log_(log),
       sandboxes_(sandboxes),
       logic_(&engine_->tokenizer(), engine_->eos_id(), engine_->max_context(),
              LogEngineDigest(engine_->digest())),
+      weights_(engine_.get(), log, model),
       pool_(std::make_unique<ToolPool>(kToolThreads, kToolQueue)),
       thread_([this] { Loop(); }) {}
 
@@ -38,8 +39,8 @@ void Scheduler::Post(std::function<void()> event) {
   events_.push_back(std::move(event));
 }
 
-void Scheduler::Add(std::shared_ptr<JobRun> job) {
-  Post([this, job = std::move(job)] {
+void Scheduler::Add(std::shared_ptr<JobRun> job, HeldWeights weights) {
+  Post([this, job = std::move(job), weights = std::move(weights)] {
     if (broken_) {
       return FailJob(job,
                      absl::UnavailableError("the journal takes no more writes, restart rolloutd"));
@@ -49,7 +50,9 @@ void Scheduler::Add(std::shared_ptr<JobRun> job) {
     active->added_us = base::MonotonicMicros();
     auto unfinished = std::move(job->unfinished());
     job->unfinished().clear();
-    for (auto& [index, state] : unfinished) Takeover(active.get(), index, std::move(state));
+    for (auto& [index, state] : unfinished) {
+      Takeover(active.get(), index, std::move(state), weights);
+    }
     jobs_.push_back(std::move(active));
   });
 }
@@ -80,6 +83,7 @@ void Scheduler::Loop() {
   // What is on its way to the disk arrives before the log goes away.
   Flush();
   while (commits_ahead_ > 0) HandleEvents(true);
+  HandleEvents(false);
 }
 
 void Scheduler::HandleEvents(bool wait) {
@@ -97,7 +101,8 @@ void Scheduler::HandleEvents(bool wait) {
   for (auto& event : events) event();
 }
 
-void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryState state) {
+void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryState state,
+                         const HeldWeights& weights) {
   auto live = std::make_shared<Live>();
   live->job = active->job;
   live->index = index;
@@ -119,6 +124,10 @@ void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryStat
   resumed->set_prefill_tokens(live->state.tokens.size());
   resumed->set_resumed_us(base::WallMicros());
   Write(live, std::move(entry));
+  for (const replay::KvSpan& span : live->state.kv_spans) {
+    if (auto held = weights.find(span.version); held != weights.end()) live->weights.insert(*held);
+  }
+  GoOver(live);
   Advance(live);
 }
 
@@ -140,10 +149,13 @@ void Scheduler::Admit(ActiveJob* active) {
     auto start = logic_.Begin(plan);
     if (!start.ok()) return FailJob(active->job, start.status());
     start->mutable_start()->set_started_us(base::WallMicros());
+    start->mutable_start()->set_weight_version(current_.version());
+    start->mutable_start()->set_engine_digest(LogEngineDigest(current_.digest()));
     auto live = std::make_shared<Live>();
     live->job = active->job;
     live->index = index;
     live->plan = std::move(plan);
+    live->weights[current_.version()] = current_weights_;
     live->sampling = {
         .temperature = spec.temperature, .top_p = spec.top_p, .seed = live->plan.seed};
     live->timing.set_queue_us(base::MonotonicMicros() - active->added_us);

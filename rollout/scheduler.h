@@ -11,7 +11,9 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -23,6 +25,7 @@
 #include "rollout/sandboxes.h"
 #include "rollout/tool_pool.h"
 #include "rollout/trajectory.h"
+#include "rollout/weight_table.h"
 
 namespace reprise::rollout {
 
@@ -39,17 +42,43 @@ inline constexpr int64_t kMaxByteExperts = 256;
 
 class Scheduler {
  public:
-  // `log` and `sandboxes` outlive this.
-  Scheduler(std::unique_ptr<engine::Engine> engine, replay::TrajectoryLog* log,
-            Sandboxes* sandboxes);
+  // `log` and `sandboxes` outlive this. `model`: the engine's directory as the daemon resolved it.
+  Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& model,
+            replay::TrajectoryLog* log, Sandboxes* sandboxes);
   // Stops at a token boundary and waits for what is being written. REQUIRES: sandboxes->Shutdown()
   // was called, or no call is under way.
   ~Scheduler();
 
-  // Goes on with a job: its unfinished trajectories first, then those that never began.
-  void Add(std::shared_ptr<JobRun> job);
+  // Weights by their version.
+  using HeldWeights = std::map<uint64_t, WeightsPtr>;
+  // Reads which weights the journal says are in force, and loads them. Once, before the first job.
+  // Errors as WeightTable::Get.
+  absl::Status Ready();
+  // What the unfinished trajectories of a job need to go on: the weights of every part of their KV
+  // states. FAILED_PRECONDITION, one line, when one of them is gone or another than it was.
+  absl::StatusOr<HeldWeights> WeightsFor(JobRun* job);
+  // Goes on with a job: its unfinished trajectories first, then those that never began. `weights`:
+  // of WeightsFor. REQUIRES: Ready() was OK.
+  void Add(std::shared_ptr<JobRun> job, HeldWeights weights);
   // The state of a job changed by request.
   void Wake();
+
+  // Puts the checkpoint record.directory in force between two steps, as version record.version or,
+  // where that is 0, the next one: trajectories that begin are of it, and those that run go on or
+  // drain as record.running and record.kv say, or else as their job says. Any thread; returns when
+  // it is in force and in the journal. Errors as WeightTable::Add; then the old weights serve on.
+  struct Update {
+    journal::WeightsRecord record;
+    uint32_t switched = 0;  // running trajectories that went on under it
+    uint32_t draining = 0;  // that end under older versions
+    uint32_t stale = 0;     // that were ended, being too old for their job
+  };
+  absl::StatusOr<Update> LoadWeights(journal::WeightsRecord record);
+  const WeightTable& weights() const { return weights_; }
+  // Stops all generation at a token boundary: once it returns no step runs, and none begins before
+  // ContinueAll(). Tool calls go on; weights may be loaded. Any thread; not kept over a restart.
+  void PauseAll();
+  void ContinueAll();
 
   const std::string& log_engine_digest() const { return logic_.log_engine_digest(); }
   const engine::Tokenizer& tokenizer() const { return engine_->tokenizer(); }
@@ -67,8 +96,12 @@ class Scheduler {
   void HandleEvents(bool wait);
   void Post(std::function<void()> event);
 
+  // Runs `event` between two steps and waits for it.
+  void RunBetweenSteps(const std::function<void()>& event);
+
   void Admit(ActiveJob* active);
-  void Takeover(ActiveJob* active, size_t index, replay::TrajectoryState state);
+  void Takeover(ActiveJob* active, size_t index, replay::TrajectoryState state,
+                const HeldWeights& weights);
   void Advance(const LivePtr& live);
   void Write(const LivePtr& live, journal::TrajectoryEntry entry);
   void Flush();
@@ -87,6 +120,14 @@ class Scheduler {
   void FailJob(const std::shared_ptr<JobRun>& job, const absl::Status& why);
   void FailAll(const absl::Status& why);
 
+  // The newest weights are `record`: running trajectories go over to them as it says.
+  void SwitchWeights(const journal::WeightsRecord& record, WeightsPtr weights, Update* update);
+  enum class Crossing { kNone, kSwitched, kDraining, kStale };
+  // Of one trajectory that an older version serves; what became of it.
+  Crossing GoOver(const LivePtr& live);
+  // The weights that feed the token at `position`, and the first position that others feed.
+  absl::StatusOr<WeightsPtr> FeedingWeights(const LivePtr& live, size_t position, size_t* end);
+
   bool HasRunnable() const;
   void StepOnce();
   void OnStepped(absl::Span<const engine::StepItem> items, const std::vector<LivePtr>& lives,
@@ -101,8 +142,13 @@ class Scheduler {
   replay::TrajectoryLog* log_;
   Sandboxes* sandboxes_;
   TrajectoryLogic logic_;
+  WeightTable weights_;
+  absl::Mutex updating_;  // one LoadWeights at a time
 
   // Of the engine thread.
+  journal::WeightsRecord current_;  // in force
+  WeightsPtr current_weights_;
+  bool paused_ = false;  // by PauseAll
   std::vector<std::unique_ptr<ActiveJob>> jobs_;
   std::vector<LivePtr> lives_;  // in the order of admission
   std::vector<replay::TrajectoryLog::Append> batch_;

@@ -16,6 +16,7 @@ struct Scheduler::Live {
   Plan plan;
   replay::TrajectoryState state;
   std::unique_ptr<engine::Sequence> sequence;
+  HeldWeights weights;  // of its KV state's parts, as far as it still needs them
   engine::SamplingParams sampling;
   uint64_t durable = 0;           // entries of the log that are
   uint64_t logged = 0;            // tokens that the log had when this process took over

@@ -13,6 +13,7 @@
 namespace reprise::rollout {
 
 bool Scheduler::HasRunnable() const {
+  if (paused_) return false;
   return std::any_of(lives_.begin(), lives_.end(), [](const LivePtr& live) {
     return live->runnable && live->job->Is(journal::JOB_STATE_RUNNING);
   });
@@ -21,22 +22,32 @@ bool Scheduler::HasRunnable() const {
 void Scheduler::StepOnce() {
   std::vector<engine::StepItem> items;
   std::vector<LivePtr> lives;
+  std::vector<WeightsPtr> held;  // over the step
+  std::vector<std::pair<std::shared_ptr<JobRun>, absl::Status>> unfit;
   size_t budget = kStepTokens;
   // Those that decode go first: a long prompt never holds up the others' next token.
   for (bool prefill : {false, true}) {
     for (const LivePtr& live : lives_) {
       if (budget == 0) break;
-      if (!live->runnable || !live->job->Is(journal::JOB_STATE_RUNNING)) continue;
+      if (live->dead || !live->runnable || !live->job->Is(journal::JOB_STATE_RUNNING)) continue;
       if (!live->sequence) live->sequence = engine_->NewSequence();
       size_t fed = static_cast<size_t>(live->sequence->length());
       size_t left = live->state.tokens.size() - fed;
       if ((left > 1) != prefill) continue;
-      size_t count = std::min({left, kPrefillChunk, budget});
+      size_t end = 0;
+      auto weights = FeedingWeights(live, fed, &end);
+      if (!weights.ok()) {
+        unfit.emplace_back(live->job, weights.status());
+        continue;
+      }
+      size_t count = std::min({left, kPrefillChunk, budget, end - fed});
       budget -= count;
       engine::StepItem item;
       item.sequence = live->sequence.get();
       item.tokens = absl::MakeConstSpan(live->state.tokens).subspan(fed, count);
       item.sampling = count == left ? &live->sampling : nullptr;
+      item.weights = weights->get();
+      held.push_back(*std::move(weights));
       item.want_routes =
           live->job->spec()->routed_experts && fed + count > live->routed(RouteBytes());
       if (fed < live->logged) live->job->prefilled_again += std::min(count, live->logged - fed);
@@ -44,6 +55,10 @@ void Scheduler::StepOnce() {
       lives.push_back(live);
     }
   }
+  for (const auto& [job, why] : unfit) {
+    if (!job->Is(journal::JOB_STATE_FAILED)) FailJob(job, why);
+  }
+  if (!unfit.empty()) return;
   base::Stopwatch stopwatch;
   absl::Status status = engine_->Step(absl::MakeSpan(items));
   if (!status.ok()) {
@@ -75,6 +90,9 @@ void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,
       PackRoutes(items[i].routes, live->routed(RouteBytes()) - begin, &live->routes);
     }
     if (items[i].sampling == nullptr) continue;
+    // Its state is whole: only the newest weights feed it on.
+    std::erase_if(live->weights,
+                  [&](const auto& held) { return held.first != live->state.weight_version(); });
     JobRun* job = live->job.get();
     uint64_t position = live->state.tokens.size();
     ++job->decoded;
@@ -85,6 +103,7 @@ void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,
     sampled->set_position(position);
     sampled->add_ids(items[i].sampled_id);
     sampled->add_logprobs(items[i].logprob);
+    sampled->set_weight_version(live->state.weight_version());
     sampled->set_routed_experts(std::exchange(live->routes, {}));
     Write(live, std::move(entry));
     Advance(live);
@@ -112,7 +131,7 @@ void Scheduler::PackRoutes(const std::vector<uint16_t>& routes, size_t skip,
 void Scheduler::DescribeEngine(journal::JobRecord* record) const {
   const engine::ModelConfig& config = engine_->config();
   auto& engine = *record->mutable_engine();
-  engine["model"] = engine_->digest();
+  engine["model"] = weights_.current().digest();
   engine["tokenizer"] = engine_->tokenizer().digest();
   engine["template"] = std::string(kTemplateVersion);
   engine["build"] = REPRISE_VERSION;

@@ -49,6 +49,45 @@ void Fill(const std::string& id, const std::string& job_id, const Summary& summa
   out->set_reward(summary.reward);
 }
 
+// The words of a weight update, and back. INVALID_ARGUMENT names what is allowed.
+absl::Status ReadPolicy(const wire::LoadWeightsRequest& request, journal::WeightsRecord* record) {
+  if (request.running() == "continue") {
+    record->set_running(journal::RUNNING_SEQUENCES_CONTINUE);
+  } else if (request.running() == "drain") {
+    record->set_running(journal::RUNNING_SEQUENCES_DRAIN);
+  } else if (!request.running().empty()) {
+    return absl::InvalidArgumentError(
+        fmt::format("running is \"{}\", allowed: continue, drain, or nothing", request.running()));
+  }
+  if (request.kv() == "keep") {
+    record->set_kv(journal::KV_POLICY_KEEP);
+  } else if (request.kv() == "recompute") {
+    record->set_kv(journal::KV_POLICY_RECOMPUTE);
+  } else if (!request.kv().empty()) {
+    return absl::InvalidArgumentError(
+        fmt::format("kv is \"{}\", allowed: keep, recompute, or nothing", request.kv()));
+  }
+  return absl::OkStatus();
+}
+
+wire::WeightVersion ToWire(const journal::WeightsRecord& record, bool in_force) {
+  wire::WeightVersion out;
+  out.set_model(record.model());
+  out.set_version(record.version());
+  out.set_directory(record.directory());
+  out.set_digest(record.digest());
+  if (record.running() != journal::RUNNING_SEQUENCES_UNSPECIFIED) {
+    bool drain = record.running() == journal::RUNNING_SEQUENCES_DRAIN;
+    out.set_running(drain ? "drain" : "continue");
+  }
+  if (record.kv() != journal::KV_POLICY_UNSPECIFIED) {
+    out.set_kv(record.kv() == journal::KV_POLICY_KEEP ? "keep" : "recompute");
+  }
+  out.set_loaded_us(record.loaded_us());
+  out.set_in_force(in_force);
+  return out;
+}
+
 class Service final : public wire::RolloutService::Service {
  public:
   Service(JobTable* jobs, replay::TrajectoryLog* log, Sandboxes* sandboxes)
@@ -188,6 +227,35 @@ class Service final : public wire::RolloutService::Service {
   grpc::Status Release(grpc::ServerContext*, const wire::SettleRequest* request,
                        wire::SettleAnswer*) override {
     return Settle(*request, &Delivery::Release);
+  }
+
+  grpc::Status LoadWeights(grpc::ServerContext*, const wire::LoadWeightsRequest* request,
+                           wire::LoadWeightsAnswer* answer) override {
+    journal::WeightsRecord record;
+    record.set_directory(request->directory());
+    record.set_version(request->version());
+    if (absl::Status policy = ReadPolicy(*request, &record); !policy.ok()) return ToGrpc(policy);
+    if (!request->directory().starts_with('/')) {
+      return grpc::Status(
+          grpc::StatusCode::INVALID_ARGUMENT,
+          fmt::format("directory is \"{}\", allowed: an absolute path", request->directory()));
+    }
+    ASSIGN_OR_ANSWER(Scheduler::Update update, jobs_->LoadWeights(request->model(), record));
+    *answer->mutable_version() = ToWire(update.record, true);
+    answer->set_switched(update.switched);
+    answer->set_draining(update.draining);
+    answer->set_stale(update.stale);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ShowWeights(grpc::ServerContext*, const wire::ShowWeightsRequest* request,
+                           wire::ShowWeightsResponse* answer) override {
+    ASSIGN_OR_ANSWER(std::vector<journal::WeightsRecord> records, jobs_->Weights(request->model()));
+    for (size_t i = 0; i < records.size(); ++i) {
+      bool newest = i + 1 == records.size() || records[i + 1].model() != records[i].model();
+      *answer->add_versions() = ToWire(records[i], newest);
+    }
+    return grpc::Status::OK;
   }
 
   grpc::Status ListTrajectories(grpc::ServerContext*, const wire::ListTrajectoriesRequest* request,

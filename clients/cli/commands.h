@@ -18,5 +18,6 @@ void AddImageCommands(CLI::App& app, Context& context);
 void AddBulkCommands(CLI::App& app, Context& context);
 void AddRolloutCommands(CLI::App& app, Context& context);
 void AddTrajectoryCommands(CLI::App& app, Context& context);
+void AddWeightsCommands(CLI::App& app, Context& context);
 
 }  // namespace reprise::cli

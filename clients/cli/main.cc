@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "reprise " REPRISE_VERSION);
   reprise::cli::AddRolloutCommands(app, context);
   reprise::cli::AddTrajectoryCommands(app, context);
+  reprise::cli::AddWeightsCommands(app, context);
   reprise::cli::AddSandboxCommands(app, context);
   reprise::cli::AddImageCommands(app, context);
   reprise::cli::AddBulkCommands(app, context);

@@ -51,6 +51,13 @@ Json ToJson(const rollout_wire::Job& job) {
           {"decode_seconds", job.decode_seconds()}};
 }
 
+Json ToJson(const rollout_wire::WeightVersion& version) {
+  return {{"model", version.model()},         {"version", version.version()},
+          {"directory", version.directory()}, {"digest", version.digest()},
+          {"running", version.running()},     {"kv", version.kv()},
+          {"loaded_us", version.loaded_us()}, {"in_force", version.in_force()}};
+}
+
 Json ToJson(const rollout_wire::Trajectory& trajectory) {
   return {{"trajectory_id", trajectory.trajectory_id()},
           {"job_id", trajectory.job_id()},

@@ -15,6 +15,7 @@ namespace rollout_wire = ::reprise::rollout::v1;
 namespace sandbox_wire = ::reprise::sandbox::v1;
 
 Json ToJson(const rollout_wire::Job& job);
+Json ToJson(const rollout_wire::WeightVersion& version);
 Json ToJson(const rollout_wire::Trajectory& trajectory);  // without log and record
 Json ToJson(const sandbox_wire::Sandbox& sandbox);
 Json ToJson(const sandbox_wire::Result& result);

@@ -81,8 +81,8 @@ def _stored(name: str, tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32 if float32 else torch.bfloat16)
 
 
-def official_tensors(model: TinyV4) -> dict[str, Tensor]:
-    """The model's tensors under their official names; stacked experts are taken apart."""
+def official_tensors(model: TinyV4, half: bool = True) -> dict[str, Tensor]:
+    """The model's tensors under their official names; stacked experts are taken apart. `half`: BF16 as the hub ships it."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if name.endswith("ffn.w13"):
@@ -95,11 +95,11 @@ def official_tensors(model: TinyV4) -> dict[str, Tensor]:
                 tensors[name.replace("w2", f"experts.{e}.w2.weight")] = down
         else:
             tensors[name] = tensor
-    return {name: _stored(name, tensor).contiguous() for name, tensor in tensors.items()}
+    return {name: (_stored(name, tensor) if half else tensor).contiguous() for name, tensor in tensors.items()}
 
 
-def save(model: TinyV4, directory: Path) -> None:
-    """Writes config.json, generation_config.json and model.safetensors."""
+def save(model: TinyV4, directory: Path, half: bool = True) -> None:
+    """Writes config.json, generation_config.json and model.safetensors; floats in float32 where not `half`."""
     config = model.config
     generation = {
         "bos_token_id": config["bos_token_id"],
@@ -110,7 +110,7 @@ def save(model: TinyV4, directory: Path) -> None:
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    save_file(official_tensors(model), directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(official_tensors(model, half), directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def load(directory: Path) -> TinyV4:

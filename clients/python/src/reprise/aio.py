@@ -22,6 +22,7 @@ from reprise.client import (
     request_of,
     result_of,
     settle_request,
+    weights_fields,
 )
 from reprise.job import read_job
 from reprise.records import Group, Lease, Record, lease_of, parse_record
@@ -55,6 +56,15 @@ class AsyncClient:
 
     async def job(self, job_id: str) -> Any:
         return await self._unary("Get", "GetJobRequest", job_id=job_id)
+
+    async def load_weights(
+        self, directory: str | Path, *, version: int = 0, running: str = "", kv: str = "", model: str | Path = ""
+    ) -> Any:
+        fields = weights_fields(directory, version, running, kv, model)
+        return await self._unary("LoadWeights", "LoadWeightsRequest", **fields)
+
+    async def weights(self, model: str | Path = "") -> list[Any]:
+        return list((await self._unary("ShowWeights", "ShowWeightsRequest", model=str(model))).versions)
 
     async def pause(self, job_id: str) -> Any:
         return await self._unary("Pause", "PauseJobRequest", job_id=job_id)

@@ -29,6 +29,13 @@ def lease_request(job_id: str, max_groups: int, lease_s: float, wait_s: float, i
     )  # fmt: skip
 
 
+def weights_fields(
+    directory: str | Path, version: int, running: str, kv: str, model: str | Path
+) -> dict[str, Any]:
+    model = str(Path(model).resolve()) if model else ""
+    return {"directory": str(Path(directory).resolve()), "version": version, "running": running, "kv": kv, "model": model}
+
+
 def settle_request(groups: Iterable[Group]) -> Any:
     groups = list(groups)
     jobs = {group.job_id for group in groups}
@@ -124,6 +131,16 @@ class Client:
 
     def cancel(self, job_id: str) -> Any:
         return self._unary("Cancel", "CancelJobRequest", job_id=job_id)
+
+    def load_weights(
+        self, directory: str | Path, *, version: int = 0, running: str = "", kv: str = "", model: str | Path = ""
+    ) -> Any:
+        """Puts a checkpoint in force between two steps (docs/weights.md); what is now in force, and who runs on how."""
+        return self._unary("LoadWeights", "LoadWeightsRequest", **weights_fields(directory, version, running, kv, model))
+
+    def weights(self, model: str | Path = "") -> list[Any]:
+        """The weight versions of the loaded models, or of one."""
+        return list(self._unary("ShowWeights", "ShowWeightsRequest", model=str(model)).versions)
 
     def watch(self, job_id: str) -> Iterator[Any]:
         """The job whenever it changed, until it ended."""
