@@ -12,9 +12,14 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <tuple>
 
 #include "base/fd.h"
 #include "clients/cli/output.h"
@@ -127,12 +132,45 @@ Fact Containerd(const std::string& socket) {
                       there ? "does not answer" : "is not there")};
 }
 
+// Breakouts that are told by the version. Debian's 1.1.5 carries the fixes of 2024, not the later
+// ones.
+Fact Runc() {
+  std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen("runc --version 2>/dev/null", "re"), ::pclose);
+  int major = 0, minor = 0, patch = 0;
+  char rest[32] = "";
+  if (pipe == nullptr ||
+      std::fscanf(pipe.get(), "runc version %d.%d.%d%31[^\n]", &major, &minor, &patch, rest) < 3) {
+    return {"runc", false, "not found: install it for the container tier"};
+  }
+  const std::string name = fmt::format("{}.{}.{}{}", major, minor, patch, rest);
+  if (std::string_view(rest).starts_with("-rc")) --patch;  // before the release: without its fixes
+  const auto version = std::make_tuple(major, minor, patch);
+  const bool redirects_fixed = version >= std::make_tuple(1, 4, 0) ||
+                               (major == 1 && minor == 3 && patch >= 3) ||
+                               (major == 1 && minor == 2 && patch >= 8);
+  const bool links_fixed = version >= std::make_tuple(1, 5, 0);
+  std::string open;
+  if (!redirects_fixed)
+    open = "CVE-2025-31133, CVE-2025-52565 and CVE-2025-52881 (fixed in 1.2.8, 1.3.3, 1.4.0)";
+  if (!links_fixed) {
+    open += open.empty() ? "" : ", ";
+    open += "CVE-2026-41579 (fixed in 1.5.0)";
+  }
+  if (open.empty()) return {"runc", true, name};
+  return {
+      "runc", redirects_fixed,
+      fmt::format("{}: open are {}; containers have user namespaces and images with a link at /dev "
+                  "are refused, but install a newer one where programs are hostile",
+                  name, open)};
+}
+
 }  // namespace
 
 std::vector<Fact> HostFacts(const std::string& state_dir, const std::string& containerd_socket) {
   return {Kernel(),        Cpu(),        Memory(),
           Disk(state_dir), Namespaces(), Cgroups(),
-          Landlock(),      Seccomp(),    Containerd(containerd_socket)};
+          Landlock(),      Seccomp(),    Containerd(containerd_socket),
+          Runc()};
 }
 
 Fact CudaFact() {

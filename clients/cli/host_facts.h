@@ -15,7 +15,7 @@ struct Fact {
 };
 
 // Kernel, CPU, memory, disk of `state_dir` (or of the nearest directory above it), namespaces,
-// control groups, Landlock, seccomp, containerd.
+// control groups, Landlock, seccomp, containerd, runc.
 std::vector<Fact> HostFacts(const std::string& state_dir, const std::string& containerd_socket);
 // CUDA kernels of this build, and devices that the driver shows.
 Fact CudaFact();
