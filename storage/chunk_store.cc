@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/failpoint.h"
 #include "base/format.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -223,6 +224,7 @@ absl::StatusOr<ChunkStore::Collected> ChunkStore::Collect(
       if (!removed) continue;
       ++collected.chunks;
       collected.bytes += info.bytes;
+      base::FailPoint("collect.chunk");
     }
   }
   RETURN_IF_ERROR(CountDisk());
