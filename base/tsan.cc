@@ -152,9 +152,12 @@ ABSL_NAMESPACE_END
 extern "C" const char* __tsan_default_options() { return "history_size=7"; }
 
 // Libraries whose order between threads is made of atomics that were compiled without the
-// sanitizer: RocksDB's memtable, the counts of gRPC and absl::Status. What runs on gRPC's own
-// threads is therefore checked only where a test calls it without gRPC.
+// sanitizer: RocksDB's memtable, the counts in gRPC, absl::Status and absl::Cord, one-time set-up
+// of time zones. What runs on gRPC's own threads is therefore checked only where a test calls it
+// without gRPC.
 extern "C" const char* __tsan_default_suppressions() {
-  return "race:librocksdb.so\nrace:libgrpc.so\nrace:libgrpc++.so\nrace:libgpr.so\nrace:absl::*::"
-         "Status::UnrefNonInlined\n";
+  return "race:librocksdb.so\n"
+         "race:libgrpc.so\nrace:libgrpc++.so\nrace:libgpr.so\nrace:libupb.so\n"
+         "race:libabsl_status.so\nrace:absl::*::Status::UnrefNonInlined\nrace:libabsl_cord.so\n"
+         "race:libabsl_time_zone.so\nrace:libabsl_time.so\n";
 }
