@@ -3,6 +3,7 @@
 // up, before the first command runs.
 //
 // Usage: reprise-agent --run-dir DIR [--user USER] [--working-dir DIR] [--home DIR]
+//                      [--oom-kills FILE]  (FILE as /proc/vmstat: calls that it killed are told)
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -20,6 +21,7 @@
 #include <string>
 
 #include "sandboxd/agent/agent.h"
+#include "sandboxd/agent/oom_launcher.h"
 
 namespace {
 
@@ -76,11 +78,12 @@ agent::Fd Listen(const std::string& run_dir) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string run_dir;
+  std::string run_dir, oom_kills;
   agent::AgentOptions options;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     if (name == "--run-dir") run_dir = argv[i + 1];
+    if (name == "--oom-kills") oom_kills = argv[i + 1];
     if (name == "--home") options.home = argv[i + 1];
     if (name == "--user") options.user = argv[i + 1];
     if (name == "--working-dir") options.working_dir = argv[i + 1];
@@ -115,6 +118,7 @@ int main(int argc, char** argv) {
   if (!null.valid()) Die("open /dev/null");
   for (const int standard : {0, 1, 2}) dup2(null.get(), standard);
   agent::Launcher launcher;
-  options.launcher = &launcher;
+  agent::OomLauncher oom_launcher(oom_kills);
+  options.launcher = oom_kills.empty() ? &launcher : &oom_launcher;
   agent::Agent(std::move(options), std::move(listener), std::move(child_signals)).Run();
 }

@@ -175,7 +175,8 @@ class ContainerTier final : public Substrate {
           fmt::format("sandbox {} was made anew since the call began", sandbox.id));
     }
     RETURN_IF_ERROR(CheckCallLimits(request.limits(), *sandbox.spec));
-    RETURN_IF_ERROR(WriteInputs(sandbox, request));
+    RETURN_IF_ERROR(
+        WriteInputFiles(life_.RunDir(placement), sandbox.spec->user(), request));
     agent::Start start = ToStart(request);
     start.tag = OomKills(placement).value_or(0);
     return loop_->Start(Owner(placement), std::move(start), request.stdin(), /*files=*/"",
@@ -308,19 +309,6 @@ class ContainerTier final : public Substrate {
       default:
         return absl::NotFoundError(fmt::format("its container {} has ended", container));
     }
-  }
-
-  absl::Status WriteInputs(const SandboxRef& sandbox, const sandbox::ExecuteRequest& request) {
-    for (const sandbox::InputFile& file : request.files()) {
-      RemotePath target = At(sandbox, request.working_dir() + "/" + file.path());
-      if (!request.user().empty()) target.user = request.user();
-      bool given = false;
-      RETURN_IF_ERROR(WriteRemoteFile(
-          target, file.mode(), /*make_parents=*/true, [&]() -> absl::StatusOr<std::string> {
-            return std::exchange(given, true) ? std::string() : file.content();
-          }));
-    }
-    return absl::OkStatus();
   }
 
   // Removes what the last daemon left, once containerd can be reached: with RecoveryDone or the

@@ -137,7 +137,9 @@ class RemoteCallLoop::Remote {
       if (dropped_.load()) return Next::kOver;
       auto received = connection_.TryReceive();
       if (!received.ok()) {
-        End(Lost(fmt::format("the owner of the call is gone: {}", received.status().message())));
+        const std::string why = owner_.lost ? owner_.lost() : "";
+        End(Lost(fmt::format("the owner of the call is gone: {}",
+                             why.empty() ? std::string(received.status().message()) : why)));
         return Next::kOver;
       }
       if (!received->has_value()) return Next::kWait;

@@ -28,6 +28,8 @@ struct CallOwner {
   // an Attach. May be empty. Runs on the loop's thread, also after the call was dropped: it owns
   // what it uses.
   std::function<void(uint64_t tag, sandbox::Result* result)> judge = {};
+  // Why the owner is gone, where the tier knows; "" where it does not. As `judge`.
+  std::function<std::string()> lost = {};
 };
 
 // What every owner is told of a request: command, environment with REPRISE_CALL_ID, directory, user

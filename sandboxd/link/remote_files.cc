@@ -1,6 +1,7 @@
 #include "sandboxd/link/remote_files.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/status_macros.h"
 #include "sandboxd/agent/protocol.h"
@@ -72,6 +73,20 @@ absl::Status WriteRemoteFile(const RemotePath& file, uint32_t mode, bool make_pa
   // first.
   absl::Status answer = connection.ReceiveOk();
   return absl::IsUnavailable(answer) && !sent.ok() ? sent : answer;
+}
+
+absl::Status WriteInputFiles(const std::string& run_dir, const std::string& user,
+                             const sandbox::ExecuteRequest& request) {
+  for (const sandbox::InputFile& file : request.files()) {
+    const RemotePath target{run_dir, request.working_dir() + "/" + file.path(),
+                            request.user().empty() ? user : request.user()};
+    bool given = false;
+    RETURN_IF_ERROR(WriteRemoteFile(
+        target, file.mode(), /*make_parents=*/true, [&]() -> absl::StatusOr<std::string> {
+          return std::exchange(given, true) ? std::string() : file.content();
+        }));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<sandbox::FileInfo>> ListRemoteDir(const RemotePath& directory) {

@@ -32,6 +32,9 @@ absl::Status ReadRemoteFile(const RemotePath& file,
 // directories are made.
 absl::Status WriteRemoteFile(const RemotePath& file, uint32_t mode, bool make_parents,
                              const std::function<absl::StatusOr<std::string>()>& next);
+// Lays the files of a request into its working directory, as its user or else as `user`.
+absl::Status WriteInputFiles(const std::string& run_dir, const std::string& user,
+                             const sandbox::ExecuteRequest& request);
 absl::StatusOr<std::vector<sandbox::FileInfo>> ListRemoteDir(
     const RemotePath& directory);  // ordered by name
 absl::Status MakeRemoteDir(const RemotePath& directory);
