@@ -78,61 +78,6 @@ TEST_F(ContainerLifeTest, StopsWithoutATrace) {
   }
 }
 
-TEST_F(ContainerLifeTest, CallsOutliveTheTier) {
-  const TestSandbox box = Create();
-  sandbox::ExecuteRequest request = Shell(box,
-                                          "echo run >> /work/runs; echo before; read line; echo "
-                                          "\"after $line\"; cat /work/runs; exit 5");
-  request.set_stdin_open(true);
-  Running first = Start(box, request);
-  ASSERT_NE(first.call, nullptr);
-  EXPECT_TRUE(first.recording->WaitForText("before\n"));
-  const std::string quiet_id = "call/that-ends-meanwhile";
-  sandbox::ExecuteRequest quiet = Shell(box, "seq 1 20000; echo done >&2");
-  quiet.set_call_id(quiet_id);
-  Running second = Start(box, quiet);
-  ASSERT_NE(second.call, nullptr);
-  sandbox::ExecuteRequest forgotten = Shell(box, "echo up; sleep 1000");
-  Running third = Start(box, forgotten);
-  EXPECT_TRUE(third.recording->WaitForText("up\n"));
-  // The daemon dies: it took the first word, and nothing of it was acknowledged.
-  first.call.reset();
-  second.call.reset();
-  third.call.reset();
-  tier_.reset();
-  EXPECT_EQ(first.recording->ends, 0);
-
-  tier_ = MakeTier();
-  ASSERT_TRUE(tier_->RecoverSandbox(box.ref()).ok());
-  auto attach = [&](const std::string& id, OutputPosition from, Running* running) {
-    running->recording->StartAt(from);
-    std::unique_ptr<CallSink> sink = running->recording->Sink();
-    Attachment attachment = tier_->Reattach(box.ref(), box.placement, id, from, sink);
-    running->call = std::move(attachment.call);
-    return attachment.state;
-  };
-  Running again, ended, unknown;
-  ASSERT_EQ(attach(request.call_id(), {7, 0}, &again), AttachState::kAttached);
-  ASSERT_EQ(attach(quiet_id, {0, 0}, &ended), AttachState::kAttached);
-  EXPECT_EQ(attach("call/never-started", {0, 0}, &unknown), AttachState::kNeverStarted);
-  tier_->RecoveryDone();
-  // Nobody asked for the third call: it is gone, and its processes with it.
-  EXPECT_EQ(attach(forgotten.call_id(), {0, 0}, &unknown), AttachState::kNeverStarted);
-
-  again.recording->AcknowledgeTo(again.call.get());
-  ended.recording->AcknowledgeTo(ended.call.get());
-  EXPECT_EQ(ended.recording->WaitForEnd().outcome(), sandbox::OUTCOME_EXITED);
-  EXPECT_EQ(Sha256Digest(ended.recording->out()), Sha256Digest(Run(box, "seq 1 20000").out));
-  ASSERT_TRUE(again.call->WriteStdin("word\n", true).ok());
-  const sandbox::Result result = again.recording->WaitForEnd();
-  EXPECT_EQ(result.outcome(), sandbox::OUTCOME_EXITED);
-  EXPECT_EQ(result.exit_code(), 5);
-  EXPECT_EQ(again.recording->out(), "after word\nrun\n") << "it ran once, and goes on where it was";
-  again.recording->AcknowledgeTo(nullptr);
-  ended.recording->AcknowledgeTo(nullptr);
-  again.call->Release();
-}
-
 TEST_F(ContainerLifeTest, ReattachesToAFrozenSandbox) {
   const TestSandbox box = Create();
   const sandbox::ExecuteRequest request =
