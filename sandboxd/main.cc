@@ -88,6 +88,11 @@ int main(int argc, char** argv) {
   app.add_option("--containerd", options.containerd_address,
                  "containerd's socket; \"\" turns the container tier off")
       ->capture_default_str();
+  app.add_option("--qemu", options.qemu,
+                 "QEMU of the microvm tier; \"\" turns the tier off")
+      ->capture_default_str();
+  app.add_option("--guest-dir", options.guest_dir,
+                 "guest kernel, as scripts/guest-kernel makes it; default: HELPER_DIR/guest");
   app.add_option("--helper-dir", options.helper_dir,
                  "where the helper programs are; default: beside this program");
   app.add_option("--log-level", log_level, "debug, info, warn, error or off")

@@ -5,6 +5,7 @@
 #include "base/status_macros.h"
 #include "sandboxd/container/container_tier.h"
 #include "sandboxd/function/function_tier.h"
+#include "sandboxd/microvm/microvm_tier.h"
 
 namespace reprise::sandboxd {
 
@@ -25,6 +26,16 @@ absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOp
     container.containerd_address = options.containerd_address;
     ASSIGN_OR_RETURN(std::unique_ptr<Substrate> container_tier, MakeContainerTier(container));
     tiers.push_back(std::move(container_tier));
+  }
+  if (!options.qemu.empty()) {
+    MicrovmTierOptions microvm;
+    microvm.state_dir = options.state_dir;
+    microvm.helper_dir = options.helper_dir;
+    microvm.guest_dir = options.guest_dir;
+    microvm.qemu = options.qemu;
+    microvm.probe = options.probe_machines;
+    ASSIGN_OR_RETURN(std::unique_ptr<Substrate> microvm_tier, MakeMicrovmTier(microvm));
+    tiers.push_back(std::move(microvm_tier));
   }
   return tiers;
 }

@@ -29,6 +29,7 @@ absl::StatusOr<std::vector<sandbox_wire::TierInfo>> AskTiers(sandboxd::DaemonOpt
                                                              const std::string& scratch) {
   options.state_dir = scratch;
   options.function_pool = 1;
+  options.probe_machines = true;
   std::error_code error;
   options.helper_dir = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
   ASSIGN_OR_RETURN(auto tiers, sandboxd::MakeTiers(options));

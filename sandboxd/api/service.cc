@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <utility>
 
 #include <fmt/format.h>
@@ -177,18 +178,27 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     return Answer(context, response, [=, this]() -> absl::StatusOr<sandbox::Image> {
       RETURN_IF_ERROR(CheckImageName(request->name()));
       RETURN_IF_ERROR(CheckPath("source", request->source()));
-      ASSIGN_OR_RETURN(Substrate * substrate, ImageTier());
-      return substrate->ImportImage(request->name(), request->source());
+      ASSIGN_OR_RETURN(const std::vector<Substrate*> tiers, ImageTiers());
+      absl::StatusOr<sandbox::Image> first;
+      for (Substrate* const tier : tiers) {
+        absl::StatusOr<sandbox::Image> image =
+            tier->ImportImage(request->name(), request->source());
+        if (!image.ok() || tier == tiers.front()) first = std::move(image);
+        if (!first.ok()) break;
+      }
+      return first;
     });
   }
   UnaryReactor* ListImages(Context* context, const sandbox::ListImagesRequest*,
                            sandbox::ListImagesResponse* response) override {
     return Do(context, [=, this]() -> absl::Status {
-      ASSIGN_OR_RETURN(Substrate * substrate, ImageTier());
-      ASSIGN_OR_RETURN(std::vector<sandbox::Image> images, substrate->ListImages());
-      std::sort(images.begin(), images.end(),
-                [](const auto& a, const auto& b) { return a.name() < b.name(); });
-      response->mutable_images()->Assign(images.begin(), images.end());
+      ASSIGN_OR_RETURN(const std::vector<Substrate*> tiers, ImageTiers());
+      std::map<std::string, sandbox::Image> by_name;
+      for (Substrate* const tier : tiers) {
+        ASSIGN_OR_RETURN(const std::vector<sandbox::Image> images, tier->ListImages());
+        for (const sandbox::Image& image : images) by_name.emplace(image.name(), image);
+      }
+      for (const auto& [name, image] : by_name) *response->add_images() = image;
       return absl::OkStatus();
     });
   }
@@ -196,8 +206,16 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
                             sandbox::RemoveImageResponse*) override {
     return Do(context, [=, this]() -> absl::Status {
       RETURN_IF_ERROR(CheckImageName(request->name()));
-      ASSIGN_OR_RETURN(Substrate * substrate, ImageTier());
-      return substrate->RemoveImage(request->name());
+      ASSIGN_OR_RETURN(const std::vector<Substrate*> tiers, ImageTiers());
+      absl::Status worst;
+      bool removed = false;
+      for (Substrate* const tier : tiers) {
+        const absl::Status status = tier->RemoveImage(request->name());
+        removed = removed || status.ok();
+        if (!status.ok() && (worst.ok() || absl::IsNotFound(worst))) worst = status;
+      }
+      // One that a tier never had is removed with the other tiers' copies.
+      return removed && absl::IsNotFound(worst) ? absl::OkStatus() : worst;
     });
   }
 
@@ -240,12 +258,21 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     }
     return absl::OkStatus();
   }
-  // Images are the container tier's; the tiers above it will start from the same store.
-  absl::StatusOr<Substrate*> ImageTier() const {
-    auto found = sandboxes_->tiers().find(sandbox::TIER_CONTAINER);
-    if (found != sandboxes_->tiers().end()) return found->second;
+  // Each usable tier that starts from images keeps its own copy; never none.
+  absl::StatusOr<std::vector<Substrate*>> ImageTiers() const {
+    std::vector<Substrate*> usable;
+    std::string why_not;
+    for (const auto& [tier, substrate] : sandboxes_->tiers()) {
+      const sandbox::TierInfo info = substrate->Describe();
+      const auto verb = info.verbs().find("images");
+      if (verb == info.verbs().end() || verb->second != "yes") continue;
+      if (info.usable()) usable.push_back(substrate);
+      if (!info.usable() && why_not.empty()) why_not = info.reason();
+    }
+    if (!usable.empty()) return usable;
+    if (!why_not.empty()) return absl::UnavailableError(why_not);
     return absl::UnimplementedError(
-        "images belong to the container tier, which is turned off (--containerd)");
+        "images belong to the container and microvm tiers, which are turned off");
   }
 
   const Authorizer* const authorizer_;

@@ -1,0 +1,37 @@
+// One box: the directory of one machine, and the supervisor in it. Spawning, asking, killing.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "reprise/sandbox/v1/sandbox.pb.h"
+#include "sandboxd/microvm/vm_config.h"
+
+namespace reprise::sandboxd::microvm {
+
+namespace sandbox = ::reprise::sandbox::v1;
+
+struct BoxFds {
+  int ram = -1, state = -1;  // memory files; -1: none
+};
+
+// Makes the directory `box` and a machine in it; returns when that is ready (Mode::kProbe and
+// kTemplate: when it has ended again). `program` is reprise-microvm. After an error nothing runs,
+// and the directory is gone. `steps` (may be null) receives the time of each step.
+absl::Status StartBox(const std::string& box, const std::string& program, const VmConfig& config,
+                      const BoxFds& fds, std::vector<sandbox::StepTime>* steps);
+
+// Whether the supervisor or its machine lives.
+bool BoxLives(const std::string& box);
+// Why the machine ended, as its supervisor wrote; "" when it did not say.
+std::string BoxEnd(const std::string& box);
+// UNAVAILABLE when the supervisor is there and does not answer, NOT_FOUND when it is gone.
+absl::StatusOr<VmState> BoxState(const std::string& box);
+absl::Status AskBox(const std::string& box, VmRequest request);
+// Kills what lives and removes the directory. OK when there is none.
+absl::Status RemoveBox(const std::string& box);
+
+}  // namespace reprise::sandboxd::microvm

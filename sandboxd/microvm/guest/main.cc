@@ -1,0 +1,175 @@
+// reprise-guest: init of a microVM, the only program of its initramfs beside reprise-agent. Start
+// order: kernel modules, the serial port, Hello; then, when the host says so, the root and the
+// agent in namespaces of its own; from then on it carries connections between the port and the
+// agent. Nothing that runs in the sandbox sees this process, its port or its file systems.
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/reboot.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sandboxd/agent/os.h"
+#include "sandboxd/agent/protocol.h"
+#include "sandboxd/microvm/guest/root.h"
+#include "sandboxd/microvm/mux.h"
+
+namespace {
+
+using namespace reprise::sandboxd;  // NOLINT: a program of one file
+using agent::Fd;
+using microvm::GuestMessage;
+
+constexpr int kPortWaitMs = 30'000;
+constexpr int kAgentStartMs = 60'000;
+constexpr int kPollMs = 2;         // while the port or the agent is not there yet
+constexpr int kLastWordsMs = 200;  // to get Failed out before the machine ends
+
+[[noreturn]] void PowerOff(const std::string& why) {
+  fprintf(stderr, "reprise-guest: %s\n", why.c_str());
+  reboot(RB_POWER_OFF);
+  _exit(1);
+}
+
+Fd OpenPort() {
+  const int64_t deadline = agent::NowMs() + kPortWaitMs;
+  while (agent::NowMs() < deadline) {
+    // The first port of the first virtio serial device, whatever number that got.
+    for (const char* const path : {"/dev/vport0p1", "/dev/vport1p1", "/dev/vport2p1"}) {
+      Fd port(open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC));
+      if (port.valid()) return port;
+    }
+    usleep(kPollMs * 1000);
+  }
+  PowerOff("the serial port did not appear");
+}
+
+Fd ConnectToAgent() {
+  Fd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s", microvm::kRunDir,
+           agent::kSocketName);
+  if (!fd.valid() ||
+      connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
+      fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0) {
+    fd.Reset();
+  }
+  return fd;
+}
+
+class Init {
+ public:
+  explicit Init(Fd port)
+      : mux_(
+            std::move(port),
+            [this](GuestMessage type, const std::string& payload) { return Take(type, payload); },
+            [this] { return agent_ > 0 ? ConnectToAgent() : Fd(); }) {
+    sigset_t children;
+    sigemptyset(&children);
+    sigaddset(&children, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &children, nullptr);
+    child_signals_.Reset(signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK));
+  }
+
+  [[noreturn]] void Run() {
+    utsname name{};
+    uname(&name);
+    mux_.Send(microvm::GuestFrame(GuestMessage::kHello,
+                                  microvm::Hello{microvm::kGuestWireVersion, name.release}));
+    while (mux_.Step()) {
+      if (!failure_.empty()) Fail();
+      std::vector<pollfd> fds = {{child_signals_.get(), POLLIN, 0}};
+      mux_.AddPollFds(&fds);
+      poll(fds.data(), fds.size(), -1);
+      // No host yet: the port hangs up without an end.
+      if ((fds[1].revents & POLLHUP) != 0) usleep(kPollMs * 1000);
+      if (fds[0].revents != 0) Reap();
+    }
+    PowerOff(mux_.why());
+  }
+
+ private:
+  bool Take(GuestMessage type, const std::string& payload) {
+    microvm::Setup setup;
+    microvm::Renew renew;
+    if (type == GuestMessage::kSetup && agent_ == 0 && agent::Decode(payload, &setup)) {
+      if (!Start(setup, &failure_)) return true;
+      mux_.Send(microvm::GuestFrame(GuestMessage::kReady));
+      return true;
+    }
+    if (type == GuestMessage::kRenew && agent_ > 0 && agent::Decode(payload, &renew)) {
+      if (!microvm::ApplyRenew(renew, &failure_)) return true;
+      mux_.Send(microvm::GuestFrame(GuestMessage::kRenewed));
+      return true;
+    }
+    return false;
+  }
+
+  bool Start(const microvm::Setup& setup, std::string* why) {
+    if (!microvm::MountRoot(setup, why) || !microvm::MakeCgroup(setup, why)) return false;
+    agent_ = microvm::StartAgent(setup, why);
+    if (agent_ < 0) return false;
+    const int64_t deadline = agent::NowMs() + kAgentStartMs;
+    while (!ConnectToAgent().valid()) {
+      if (waitpid(agent_, nullptr, WNOHANG) == agent_ || agent::NowMs() > deadline) {
+        *why = "the agent did not start (its words are above)";
+        return false;
+      }
+      usleep(kPollMs * 1000);
+    }
+    return true;
+  }
+
+  void Reap() {
+    signalfd_siginfo info;
+    while (read(child_signals_.get(), &info, sizeof(info)) > 0) {
+    }
+    while (true) {
+      const pid_t pid = waitpid(-1, nullptr, WNOHANG);
+      if (pid <= 0) return;
+      if (pid == agent_) failure_ = "the agent ended";
+    }
+  }
+
+  // The host learns why, then the machine ends.
+  [[noreturn]] void Fail() {
+    mux_.Send(microvm::GuestFrame(GuestMessage::kFailed, microvm::Failed{failure_}));
+    const int64_t deadline = agent::NowMs() + kLastWordsMs;
+    while (agent::NowMs() < deadline && mux_.Step()) usleep(kPollMs * 1000);
+    PowerOff(failure_);
+  }
+
+  Fd child_signals_;
+  pid_t agent_ = 0;
+  std::string failure_;  // why this guest cannot go on
+  microvm::Mux mux_;
+};
+
+}  // namespace
+
+int main() {
+  if (getpid() != 1) {
+    fprintf(stderr, "reprise-guest: runs only as the init of a virtual machine\n");
+    return 2;
+  }
+  signal(SIGPIPE, SIG_IGN);
+  std::string why;
+  const bool prepared = microvm::PrepareKernel(&why);
+  const Fd console(open("/dev/console", O_RDWR | O_NOCTTY));
+  for (const int standard : {0, 1, 2}) dup2(console.get(), standard);
+  if (!prepared) PowerOff(why);
+  if (!microvm::RunFirst()) PowerOff("cannot run before the sandbox");
+  Init(OpenPort()).Run();
+}

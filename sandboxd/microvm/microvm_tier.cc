@@ -1,0 +1,462 @@
+#include "sandboxd/microvm/microvm_tier.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cctype>
+#include <filesystem>
+#include <set>
+#include <utility>
+
+#include "absl/synchronization/mutex.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/format.h"
+#include "base/ids.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "sandboxd/limits.h"
+#include "sandboxd/link/remote_call.h"
+#include "sandboxd/link/remote_files.h"
+#include "sandboxd/microvm/accelerator.h"
+#include "sandboxd/microvm/box.h"
+#include "sandboxd/microvm/disk_store.h"
+#include "sandboxd/microvm/initramfs.h"
+#include "sandboxd/microvm/template_store.h"
+
+namespace reprise::sandboxd {
+namespace {
+
+using microvm::Mode;
+using microvm::VmConfig;
+
+constexpr char kSupervisorName[] = "reprise-microvm";
+constexpr char kNamePrefix[] = "vm-";
+constexpr uint64_t kMiB = 1 << 20;
+// Beside the sandbox's own memory: the kernel with its tables, the initramfs, our processes.
+constexpr uint64_t kGuestOverheadMib = 112, kGuestOverheadShare = 32;
+constexpr uint64_t kMemoryMibMin = 32;
+constexpr uint64_t kProbeMemoryMib = 128;
+constexpr uint64_t kBootDeadlineMs = 180'000, kCloneDeadlineMs = 60'000;
+constexpr int64_t kPingMs = 10'000;
+// A user for each machine that nothing else on the host uses.
+constexpr uint32_t kUidBase = 0x78000000, kUids = 1 << 20;
+
+sandbox::Limits DefaultLimits() {
+  sandbox::Limits limits;
+  limits.set_timeout_ms(10 * 60 * 1000);
+  limits.set_memory_bytes(1ull << 30);
+  limits.set_pids(1024);
+  limits.set_open_files(4096);
+  limits.set_disk_bytes(512ull << 20);
+  limits.set_output_bytes_kept(kOutputKeptDefault);
+  limits.set_output_bytes_max(kOutputBytesDefault);
+  return limits;
+}
+
+// The limits that the machine has.
+sandbox::Limits MachineLimits(const sandbox::SandboxSpec& spec) {
+  sandbox::Limits limits = DefaultLimits();
+  if (spec.limits().memory_bytes() != 0) limits.set_memory_bytes(spec.limits().memory_bytes());
+  if (spec.limits().pids() != 0) limits.set_pids(spec.limits().pids());
+  limits.set_disk_bytes(spec.limits().disk_bytes() != 0 ? spec.limits().disk_bytes()
+                                                        : limits.memory_bytes() / 2);
+  return limits;
+}
+
+// Memory, processes and disk are those of the machine; a call cannot have less of them for itself.
+absl::Status CheckCallLimits(const sandbox::Limits& call, const sandbox::SandboxSpec& spec) {
+  const sandbox::Limits machine = MachineLimits(spec), defaults = DefaultLimits();
+  auto check = [](std::string_view what, uint64_t asked, uint64_t has, uint64_t default_value) {
+    if (asked == 0 || asked == has || asked == default_value) return absl::OkStatus();
+    return absl::UnimplementedError(fmt::format(
+        "the microvm tier limits {0} per sandbox, not per call: the call asks for {1}, its sandbox "
+        "has {2}; put {0} into the sandbox's limits",
+        what, asked, has));
+  };
+  RETURN_IF_ERROR(
+      check("memory_bytes", call.memory_bytes(), machine.memory_bytes(), machine.memory_bytes()));
+  RETURN_IF_ERROR(check("pids", call.pids(), machine.pids(), machine.pids()));
+  return check("disk_bytes", call.disk_bytes(), machine.disk_bytes(), defaults.disk_bytes());
+}
+
+absl::Status CheckSpec(const sandbox::SandboxSpec& spec) {
+  if (!spec.binds().empty()) {
+    return absl::UnimplementedError(
+        "the microvm tier shares no host directory: put the files into an image, or write them "
+        "into the sandbox");
+  }
+  if (!spec.runtime().empty())
+    return absl::InvalidArgumentError("spec.runtime: the microvm tier has none; leave it empty");
+  if (MachineLimits(spec).memory_bytes() < kMemoryMibMin * kMiB) {
+    return absl::InvalidArgumentError(
+        fmt::format("limits.memory_bytes of {} is too little for a machine; at least {}",
+                    spec.limits().memory_bytes(), kMemoryMibMin * kMiB));
+  }
+  return absl::OkStatus();
+}
+
+// Host names are short and simple; what of the id is neither becomes '-'.
+std::string HostName(const std::string& sandbox_id) {
+  std::string name = sandbox_id.substr(0, 63);
+  for (char& c : name) {
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '-';
+  }
+  return name;
+}
+
+uint32_t NewUid() {
+  if (geteuid() != 0) return 0;
+  const std::string hex = base::RandomHex(4);
+  return kUidBase + static_cast<uint32_t>(std::stoul(hex, nullptr, 16)) % kUids;
+}
+
+class MicrovmTier final : public Substrate {
+ public:
+  MicrovmTier(MicrovmTierOptions options, std::unique_ptr<microvm::DiskStore> disks,
+              std::unique_ptr<RemoteCallLoop> loop)
+      : options_(std::move(options)),
+        program_(options_.helper_dir + "/" + kSupervisorName),
+        disks_(std::move(disks)),
+        templates_(ScratchDir(), program_),
+        accelerator_(Dir() + "/accelerator", options_.qemu,
+                     [this](const microvm::Accelerator& accelerator, int64_t deadline_ms) {
+                       return ProbeGuest(accelerator, deadline_ms);
+                     }),
+        loop_(std::move(loop)) {}
+
+  sandbox::TierInfo Describe() override {
+    sandbox::TierInfo info;
+    info.set_tier(sandbox::TIER_MICROVM);
+    *info.mutable_default_limits() = DefaultLimits();
+    for (const char* const verb :
+         {"create", "execute", "stdin", "signal", "stop", "files", "pause", "resume", "images"}) {
+      (*info.mutable_verbs())[verb] = "yes";
+    }
+    absl::Status usable = Usable();
+    {
+      absl::MutexLock lock(&mutex_);
+      if (usable.ok()) usable = probed_;
+    }
+    info.set_usable(usable.ok());
+    if (!usable.ok()) {
+      info.set_reason(std::string(usable.message()));
+      return info;
+    }
+    const std::optional<microvm::Accelerator> known = accelerator_.Known();
+    info.set_reason(known ? fmt::format("QEMU, accelerator {} ({})", known->name, known->reason)
+                          : "QEMU; the first sandbox finds the accelerator");
+    return info;
+  }
+
+  void Shutdown() override {}
+
+  absl::Status Probe() {
+    absl::Status status = Usable();
+    if (!status.ok()) return status;
+    status = accelerator_.Get().status();
+    absl::MutexLock lock(&mutex_);
+    probed_ = status;
+    return status;
+  }
+
+  absl::StatusOr<std::string> CreateSandbox(const std::string& id, const sandbox::SandboxSpec& spec,
+                                            std::vector<sandbox::StepTime>* steps) override {
+    RETURN_IF_ERROR(CheckSpec(spec));
+    RETURN_IF_ERROR(Usable());
+    base::Stopwatch watch;
+    auto step = [&](const char* name) {
+      if (steps != nullptr) {
+        sandbox::StepTime& taken = steps->emplace_back();
+        taken.set_step(name);
+        taken.set_duration_us(watch.ElapsedMicros());
+      }
+      watch.Restart();
+    };
+    RETURN_IF_ERROR(Probe());
+    ASSIGN_OR_RETURN(const microvm::Accelerator accelerator, accelerator_.Get());
+    step("accelerator");
+    ASSIGN_OR_RETURN(const microvm::Disk disk, disks_->Resolve(spec.image()));
+    ASSIGN_OR_RETURN(VmConfig config, ConfigOf(spec, disk, accelerator));
+    step("image");
+    std::shared_ptr<const microvm::Template> from;
+    base::UniqueFd state;
+    if (options_.snapshots) {
+      ASSIGN_OR_RETURN(from, templates_.Get(config, steps));
+      // A position of its own in the file that all clones read.
+      const std::string path = fmt::format("/proc/self/fd/{}", from->state.get());
+      state.Reset(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+      if (!state.valid()) return base::ErrnoStatus(errno, "open the state of a template");
+      watch.Restart();
+    }
+    config.mode = static_cast<uint8_t>(from != nullptr ? Mode::kClone : Mode::kBoot);
+    config.deadline_ms = from != nullptr ? kCloneDeadlineMs : kBootDeadlineMs;
+    config.uid = NewUid();
+    config.hostname = HostName(id);
+    const std::string name = kNamePrefix + base::RandomHex(12);
+    absl::ReaderMutexLock making(&making_mutex_);
+    const microvm::BoxFds fds{from != nullptr ? from->ram.get() : -1, state.get()};
+    RETURN_IF_ERROR(microvm::StartBox(Box(name), program_, config, fds, steps));
+    Know(name);
+    return name;
+  }
+
+  absl::Status RecoverSandbox(const SandboxRef& sandbox) override {
+    RETURN_IF_ERROR(base::CheckId(sandbox.placement, "placement"));
+    const absl::StatusOr<microvm::VmState> state = microvm::BoxState(Box(sandbox.placement));
+    absl::Status found = state.status();
+    // A paused agent does not answer.
+    if (state.ok() && state->paused == 0) {
+      const absl::Status answer = AgentRequest(
+          Box(sandbox.placement), agent::RawFrame(agent::FrameType::kPing, ""), kPingMs);
+      if (!answer.ok()) found = absl::UnavailableError(std::string(answer.message()));
+    }
+    if (found.ok() || absl::IsUnavailable(found)) Know(sandbox.placement);
+    return found;
+  }
+
+  absl::Status StopSandbox(const SandboxRef& sandbox) override {
+    RETURN_IF_ERROR(base::CheckId(sandbox.placement, "placement"));
+    RETURN_IF_ERROR(microvm::RemoveBox(Box(sandbox.placement)));
+    absl::MutexLock lock(&mutex_);
+    known_.erase(sandbox.placement);
+    return absl::OkStatus();
+  }
+
+  absl::Status PauseSandbox(const SandboxRef& sandbox) override {
+    return Ask(sandbox, microvm::VmRequest::kPause);
+  }
+  absl::Status ResumeSandbox(const SandboxRef& sandbox) override {
+    return Ask(sandbox, microvm::VmRequest::kResume);
+  }
+
+  // The machine itself runs every call, and its name is new each time it is made.
+  absl::StatusOr<std::string> Reserve(const SandboxRef& sandbox) override {
+    return sandbox.placement;
+  }
+  void Unreserve(const std::string&) override {}
+
+  absl::StatusOr<std::unique_ptr<RunningCall>> Start(const SandboxRef& sandbox,
+                                                     const std::string& placement,
+                                                     const sandbox::ExecuteRequest& request,
+                                                     std::unique_ptr<CallSink> sink) override {
+    if (placement != sandbox.placement) {
+      return absl::FailedPreconditionError(
+          fmt::format("sandbox {} was made anew since the call began", sandbox.id));
+    }
+    RETURN_IF_ERROR(CheckCallLimits(request.limits(), *sandbox.spec));
+    RETURN_IF_ERROR(WriteInputFiles(Box(placement), sandbox.spec->user(), request));
+    return loop_->Start(Owner(placement), ToStart(request), request.stdin(), /*files=*/"",
+                        std::move(sink));
+  }
+
+  Attachment Reattach(const SandboxRef& sandbox, const std::string& placement,
+                      const std::string& call_id, OutputPosition from,
+                      std::unique_ptr<CallSink>& sink) override {
+    if (placement != sandbox.placement) {
+      return {AttachState::kLost, "the machine that ran the call was replaced by another", nullptr};
+    }
+    const absl::StatusOr<microvm::VmState> state = microvm::BoxState(Box(placement));
+    if (!state.ok()) return {AttachState::kLost, std::string(state.status().message()), nullptr};
+    const bool paused = state->paused != 0;
+    // A paused agent does not answer: it runs for the moment that it needs.
+    if (paused) Log(sandbox, ResumeSandbox(sandbox));
+    Attachment attachment = loop_->Attach(Owner(placement), call_id, from, sink);
+    if (paused) Log(sandbox, PauseSandbox(sandbox));
+    return attachment;
+  }
+
+  void RecoveryDone() override {
+    std::set<std::string> known;
+    {
+      absl::MutexLock lock(&mutex_);
+      known = known_;
+    }
+    for (const std::string& name : known) {
+      const absl::StatusOr<microvm::VmState> state = microvm::BoxState(Box(name));
+      if (!state.ok() || state->paused != 0) continue;
+      const absl::Status status =
+          AgentRequest(Box(name), agent::RawFrame(agent::FrameType::kPrune, ""), kPingMs);
+      if (!status.ok()) {
+        base::LogWarn(
+            fmt::format("calls that nobody needs stay in machine {}: {}", name, status.message()));
+      }
+    }
+    RemoveOthers(known);
+  }
+
+  absl::Status ReadFile(const SandboxRef& sandbox, const std::string& path,
+                        const std::function<absl::Status(std::string_view)>& chunk) override {
+    return ReadRemoteFile(At(sandbox, path), chunk);
+  }
+  absl::Status WriteFile(const SandboxRef& sandbox, const std::string& path, uint32_t mode,
+                         const std::function<absl::StatusOr<std::string>()>& next) override {
+    return WriteRemoteFile(At(sandbox, path), mode, /*make_parents=*/false, next);
+  }
+  absl::StatusOr<std::vector<sandbox::FileInfo>> ListDir(const SandboxRef& sandbox,
+                                                         const std::string& path) override {
+    return ListRemoteDir(At(sandbox, path));
+  }
+  absl::Status MakeDir(const SandboxRef& sandbox, const std::string& path) override {
+    return MakeRemoteDir(At(sandbox, path));
+  }
+  absl::Status Move(const SandboxRef& sandbox, const std::string& from,
+                    const std::string& to) override {
+    return MoveRemotePath(At(sandbox, from), to);
+  }
+  absl::Status Remove(const SandboxRef& sandbox, const std::string& path) override {
+    return RemoveRemotePath(At(sandbox, path));
+  }
+
+  absl::StatusOr<sandbox::Image> ImportImage(const std::string& name,
+                                             const std::string& source) override {
+    return disks_->Import(name, source);
+  }
+  absl::StatusOr<std::vector<sandbox::Image>> ListImages() override { return disks_->List(); }
+  absl::Status RemoveImage(const std::string& name) override { return disks_->Remove(name); }
+
+ private:
+  std::string Dir() const { return options_.state_dir + "/microvm"; }
+  std::string ScratchDir() const { return Dir() + "/scratch"; }
+  std::string BoxesDir() const { return Dir() + "/boxes"; }
+  std::string Box(const std::string& name) const { return BoxesDir() + "/" + name; }
+  std::string InitramfsPath() const { return Dir() + "/initramfs"; }
+  std::string GuestDir() const {
+    return options_.guest_dir.empty() ? options_.helper_dir + "/guest" : options_.guest_dir;
+  }
+
+  RemotePath At(const SandboxRef& sandbox, const std::string& path) const {
+    return {Box(sandbox.placement), path, sandbox.spec->user()};
+  }
+  CallOwner Owner(const std::string& name) const {
+    return {Box(name), {}, [box = Box(name)] { return microvm::BoxEnd(box); }};
+  }
+  void Know(const std::string& name) {
+    absl::MutexLock lock(&mutex_);
+    known_.insert(name);
+  }
+  static void Log(const SandboxRef& sandbox, const absl::Status& status) {
+    if (!status.ok()) base::LogWarn(fmt::format("sandbox {}: {}", sandbox.id, status.message()));
+  }
+
+  absl::Status Ask(const SandboxRef& sandbox, microvm::VmRequest request) {
+    RETURN_IF_ERROR(microvm::BoxState(Box(sandbox.placement)).status());
+    return microvm::AskBox(Box(sandbox.placement), request);
+  }
+
+  absl::Status Usable() const {
+    auto missing = [](const std::string& path, const char* remedy) {
+      return absl::UnavailableError(fmt::format("{} is missing: {}", path, remedy));
+    };
+    if (access(options_.qemu.c_str(), X_OK) != 0)
+      return missing(options_.qemu, "'apt-get install qemu-system-x86'");
+    if (access("/usr/bin/mkfs.erofs", X_OK) != 0)
+      return missing("/usr/bin/mkfs.erofs", "'apt-get install erofs-utils'");
+    if (access(program_.c_str(), X_OK) != 0)
+      return missing(program_, "build it, or name its directory");
+    const absl::Status guest = microvm::FindGuestFiles(GuestDir(), options_.helper_dir).status();
+    return guest.ok() ? guest : absl::UnavailableError(std::string(guest.message()));
+  }
+
+  // The parts of a configuration that every machine has; the initramfs is made once a daemon.
+  absl::StatusOr<VmConfig> BaseConfig(const microvm::Accelerator& accelerator) {
+    ASSIGN_OR_RETURN(const microvm::GuestFiles guest,
+                     microvm::FindGuestFiles(GuestDir(), options_.helper_dir));
+    absl::MutexLock lock(&mutex_);
+    if (!initramfs_made_) {
+      RETURN_IF_ERROR(microvm::WriteInitramfs(guest, InitramfsPath()));
+      initramfs_made_ = true;
+    }
+    VmConfig config;
+    config.program = options_.qemu;
+    config.accelerator = accelerator.name;
+    config.tsc_khz = accelerator.tsc_khz;
+    config.kernel = guest.kernel;
+    config.initramfs = InitramfsPath();
+    config.deadline_ms = kBootDeadlineMs;
+    return config;
+  }
+
+  absl::StatusOr<VmConfig> ConfigOf(const sandbox::SandboxSpec& spec, const microvm::Disk& disk,
+                                    const microvm::Accelerator& accelerator) {
+    ASSIGN_OR_RETURN(VmConfig config, BaseConfig(accelerator));
+    const sandbox::Limits limits = MachineLimits(spec);
+    const uint64_t memory_mib = (limits.memory_bytes() + kMiB - 1) / kMiB;
+    config.image = disk.path;
+    config.memory_mib = memory_mib + kGuestOverheadMib + memory_mib / kGuestOverheadShare;
+    config.uid = NewUid();
+    microvm::Setup& setup = config.setup;
+    setup.user = spec.user().empty() ? disk.config.user : spec.user();
+    setup.working_dir = spec.working_dir().empty() ? kWorkingDirDefault : spec.working_dir();
+    setup.env = disk.config.env;
+    for (const std::string& variable : setup.env) {
+      if (variable.starts_with("HOME=")) setup.home = variable.substr(5);
+    }
+    setup.memory_bytes = limits.memory_bytes();
+    setup.disk_bytes = limits.disk_bytes();
+    setup.pids = limits.pids();
+    return config;
+  }
+
+  absl::Status ProbeGuest(const microvm::Accelerator& accelerator, int64_t deadline_ms) {
+    ASSIGN_OR_RETURN(VmConfig config, BaseConfig(accelerator));
+    config.mode = static_cast<uint8_t>(Mode::kProbe);
+    config.memory_mib = kProbeMemoryMib;
+    config.deadline_ms = static_cast<uint64_t>(deadline_ms);
+    config.uid = NewUid();
+    const std::string box = fmt::format("{}/probe-{}", ScratchDir(), base::RandomHex(8));
+    const absl::Status ran = microvm::StartBox(box, program_, config, {}, nullptr);
+    const absl::Status removed = microvm::RemoveBox(box);
+    return ran.ok() ? removed : ran;
+  }
+
+  // Machines of this daemon's state that the journal does not know, and what was being made.
+  void RemoveOthers(const std::set<std::string>& known) {
+    absl::MutexLock making(&making_mutex_);
+    std::vector<std::string> boxes;
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(BoxesDir(), error)) {
+      if (!known.contains(entry.path().filename())) boxes.push_back(entry.path());
+    }
+    for (const auto& entry : std::filesystem::directory_iterator(ScratchDir(), error))
+      boxes.push_back(entry.path());
+    for (const std::string& box : boxes) {
+      base::LogInfo(fmt::format("removing machine {}: no sandbox of the journal has it", box));
+      if (absl::Status status = microvm::RemoveBox(box); !status.ok())
+        base::LogWarn(std::string(status.message()));
+    }
+  }
+
+  const MicrovmTierOptions options_;
+  const std::string program_;
+  const std::unique_ptr<microvm::DiskStore> disks_;
+  microvm::TemplateStore templates_;
+  microvm::AcceleratorProbe accelerator_;
+  const std::unique_ptr<RemoteCallLoop> loop_;
+
+  // Held for reading while a machine is made that is not in known_ yet, for writing while others
+  // are removed.
+  absl::Mutex making_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
+  absl::Mutex mutex_;
+  std::set<std::string> known_ ABSL_GUARDED_BY(mutex_);  // machines that the journal has
+  bool initramfs_made_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status probed_ ABSL_GUARDED_BY(mutex_);  // not OK: no guest ran here
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Substrate>> MakeMicrovmTier(const MicrovmTierOptions& options) {
+  const std::string dir = options.state_dir + "/microvm";
+  for (const char* const part : {"boxes", "scratch"})
+    RETURN_IF_ERROR(base::MakeDirs(fmt::format("{}/{}", dir, part), 0700));
+  ASSIGN_OR_RETURN(auto disks, microvm::DiskStore::Open(dir + "/images"));
+  ASSIGN_OR_RETURN(auto loop, RemoteCallLoop::Make());
+  auto tier = std::make_unique<MicrovmTier>(options, std::move(disks), std::move(loop));
+  // What it finds shows in Describe.
+  if (options.probe) (void)tier->Probe();
+  return tier;
+}
+
+}  // namespace reprise::sandboxd

@@ -1,0 +1,46 @@
+// A virtual machine monitor as a supervisor sees it: one process, one machine, one byte stream to
+// the guest. Drivers differ in how they start and are told what to do.
+#pragma once
+
+#include <poll.h>
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/fd.h"
+#include "sandboxd/microvm/vm_config.h"
+
+namespace reprise::sandboxd::microvm {
+
+class Vmm {
+ public:
+  // The process and its machine go with it.
+  virtual ~Vmm() = default;
+
+  // Starts the process. The machine boots at once, but for Mode::kClone, which waits for Load.
+  virtual absl::Status Launch(const VmConfig& config) = 0;
+  // Continues what Save wrote; the machine stays paused. `state_fd` is read from its position.
+  virtual absl::Status Load(int state_fd) = 0;
+  // Pauses the machine and writes its devices; its memory is in the file that it was started with.
+  virtual absl::Status Save(int state_fd) = 0;
+  virtual absl::Status Pause() = 0;
+  virtual absl::Status Resume() = 0;
+
+  // The guest's serial port, once; not blocking.
+  virtual base::UniqueFd TakePort() = 0;
+  virtual pid_t pid() const = 0;
+  // Descriptors that Attend wants to be called for.
+  virtual void AddPollFds(std::vector<pollfd>* fds) const = 0;
+  // Takes what the process says; never blocks.
+  virtual void Attend() = 0;
+  // The last printable words of the process and of its machine's console, on one line.
+  virtual std::string LastWords() const = 0;
+};
+
+std::unique_ptr<Vmm> MakeQemu();
+
+}  // namespace reprise::sandboxd::microvm
