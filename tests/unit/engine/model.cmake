@@ -11,3 +11,5 @@ reprise_test(sequence_test SOURCES sequence_test.cc
 reprise_test(sampler_test SOURCES sampler_test.cc LIBS reprise::engine)
 reprise_test(speculate_test SOURCES speculate_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
+reprise_test(engine_weights_test SOURCES weights_test.cc
+  LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json)
