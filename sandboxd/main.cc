@@ -77,6 +77,12 @@ int main(int argc, char** argv) {
   app.add_option("--token-file", options.token_file, "bearer token that TCP clients must show");
   app.add_option("--durability", durability, "when a record counts as written: fsync, os or none")
       ->capture_default_str();
+  app.add_flag("--image-chunks", options.chunk_images,
+               "keep images in chunks and read them on demand (container tier)");
+  app.add_option("--image-cold", options.image_cold,
+                 "cold tier of --image-chunks: a directory or s3://BUCKET?region=REGION");
+  app.add_option("--image-disk-bytes", options.image_disk_bytes,
+                 "bound of --image-chunks on local disk");
   app.add_option("--bind-root", options.bind_roots,
                  "host directory below which sandboxes may bind");
   app.add_option("--function-pool", options.function_pool, "ready workers of the function tier")

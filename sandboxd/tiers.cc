@@ -24,6 +24,9 @@ absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOp
     container.state_dir = options.state_dir;
     container.helper_dir = options.helper_dir;
     container.containerd_address = options.containerd_address;
+    container.chunk_images = options.chunk_images;
+    container.cold = options.image_cold;
+    container.disk_bytes_max = options.image_disk_bytes;
     ASSIGN_OR_RETURN(std::unique_ptr<Substrate> container_tier, MakeContainerTier(container));
     tiers.push_back(std::move(container_tier));
   }

@@ -1,7 +1,9 @@
-// `reprise sandbox` and `reprise image`: their options. What they do is in sandbox_verbs.h.
+// `reprise sandbox` and `reprise image`: their options. What they do is in sandbox_verbs.h and
+// image_verbs.h.
 #include <memory>
 
 #include "clients/cli/commands.h"
+#include "clients/cli/image_verbs.h"
 #include "clients/cli/limit_options.h"
 #include "clients/cli/options.h"
 #include "clients/cli/sandbox_verbs.h"
@@ -127,6 +129,15 @@ void AddImageCommands(CLI::App& app, Context& context) {
       ->required();
   Add(*group, context, "ls", "list images", std::make_shared<SandboxOptions>(), ListImages);
   AddWithIds(*group, context, "rm", "remove images", "NAME", RemoveImages);
+  auto shown = std::make_shared<ImageOptions>();
+  leaf = AddLeaf(*group, "show", "sizes, sharing and layers of an image in chunks", context,
+                 [&context, shown] { return ShowImage(context, *shown); });
+  AddState(*leaf, shown->state, "state directory of the daemon that has the image");
+  leaf->add_option("NAME", shown->name, "which")->required();
+  auto collected = std::make_shared<ImageOptions>();
+  leaf = AddLeaf(*group, "gc", "remove layers and chunks that no image names", context,
+                 [&context, collected] { return CollectImages(context, *collected); });
+  AddState(*leaf, collected->state, "state directory of the daemon that has the images");
 }
 
 }  // namespace reprise::cli

@@ -108,6 +108,7 @@ class ContainerLife::Attempt {
     Step("image");
     ASSIGN_OR_RETURN(lease_,
                      LeaseHolder::Make(life_->client_, kCreateLeaseSeconds, /*collect=*/false));
+    if (!image_.lower.empty()) return StackLayers();
     ASSIGN_OR_RETURN(mounts_,
                      life_->client_->PrepareSnapshot(lease_->id(), name_, image_.top_snapshot,
                                                      {{kOwnerLabel, life_->options_.owner}}));
@@ -187,6 +188,21 @@ class ContainerLife::Attempt {
 
   std::string RootDir() const { return dir_ + "/root"; }
   std::string LogPath() const { return dir_ + "/agent.log"; }
+
+  // The layers are mounted already; only what the container writes needs a place.
+  absl::Status StackLayers() {
+    const std::string upper = dir_ + "/layer/fs", work = dir_ + "/layer/work";
+    RETURN_IF_ERROR(base::MakeDirs(dir_, 0700));
+    RETURN_IF_ERROR(base::MakeDirs(upper));
+    RETURN_IF_ERROR(base::MakeDirs(work));
+    std::string lower = "lowerdir=";
+    for (size_t i = 0; i < image_.lower.size(); ++i) lower += (i == 0 ? "" : ":") + image_.lower[i];
+    mounts_ = {{"overlay",
+                "overlay",
+                {"index=off", "workdir=" + work, "upperdir=" + upper, std::move(lower)}}};
+    Step("layers");
+    return absl::OkStatus();
+  }
 
   void Step(const char* name) {
     if (steps_ != nullptr) {

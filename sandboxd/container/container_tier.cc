@@ -104,6 +104,8 @@ class ContainerTier final : public Substrate {
         life_({Dir(), agent_path_, std::move(owner), idmapped_.ok()}, &client_, &images_),
         loop_(std::move(loop)) {}
 
+  ImageStore* images() { return &images_; }
+
   sandbox::TierInfo Describe() override {
     absl::MutexLock lock(&describe_mutex_);
     const int64_t now = base::MonotonicMicros();
@@ -433,8 +435,17 @@ absl::StatusOr<std::unique_ptr<Substrate>> MakeContainerTier(const ContainerTier
   if (!idmapped.ok() && geteuid() == 0)
     base::LogWarn(fmt::format("container tier: no user namespaces: {}", idmapped.message()));
   ASSIGN_OR_RETURN(std::unique_ptr<RemoteCallLoop> loop, RemoteCallLoop::Make());
-  return std::make_unique<ContainerTier>(std::move(absolute), std::move(owner), std::move(idmapped),
-                                         std::move(loop));
+  ImageCatalogOptions catalog{absolute.state_dir + "/images", absolute.cold};
+  if (absolute.disk_bytes_max != 0) catalog.disk_bytes_max = absolute.disk_bytes_max;
+  const std::string server = absolute.helper_dir + "/reprise-imagefs";
+  auto tier = std::make_unique<ContainerTier>(absolute, std::move(owner), std::move(idmapped),
+                                              std::move(loop));
+  if (absolute.chunk_images) {
+    ASSIGN_OR_RETURN(auto images, ImageCatalog::Open(catalog));
+    tier->images()->UseChunks(std::move(images),
+                              std::make_unique<ImageMounts>(ImageMountsOptions{catalog, server}));
+  }
+  return tier;
 }
 
 }  // namespace reprise::sandboxd

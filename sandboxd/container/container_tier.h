@@ -16,6 +16,11 @@ struct ContainerTierOptions {
       state_dir;  // private to the daemon; the tier keeps its files in <state_dir>/container
   std::string helper_dir;          // where reprise-agent is
   std::string containerd_address;  // socket, e.g. "/run/containerd/containerd.sock"
+  // Set: images are kept in chunks and read on demand, from <state_dir>/images; new ones are
+  // imported there, those that containerd has stay usable.
+  bool chunk_images = false;
+  std::string cold = "";        // cold tier of the chunks, as storage::OpenColdTier takes it
+  uint64_t disk_bytes_max = 0;  // bound of the chunks on local disk; 0: the catalogue's default
 };
 
 // Does not need containerd to run: Describe tells what is missing, and every verb answers

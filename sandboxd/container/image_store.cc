@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
 #include <memory>
 
 #include "base/fd.h"
@@ -75,6 +76,15 @@ sandbox::Image ToProto(const ImageRecord& record) {
   return image;
 }
 
+sandbox::Image ToProto(const CatalogImage& catalogued) {
+  sandbox::Image image;
+  image.set_name(catalogued.name);
+  image.set_digest(catalogued.digest);
+  image.set_size_bytes(catalogued.content_bytes);
+  image.set_layers(static_cast<uint32_t>(catalogued.layers.size()));
+  return image;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LeaseHolder>> LeaseHolder::Make(ContainerdClient* client,
@@ -90,9 +100,19 @@ LeaseHolder::~LeaseHolder() {
   }
 }
 
+void ImageStore::UseChunks(std::unique_ptr<ImageCatalog> catalog,
+                           std::unique_ptr<ImageMounts> mounts) {
+  catalog_ = std::move(catalog);
+  mounts_ = std::move(mounts);
+}
+
 absl::StatusOr<sandbox::Image> ImageStore::Import(const std::string& name,
                                                   const std::string& source) {
   RETURN_IF_ERROR(CheckImageName(name));
+  if (catalog_ != nullptr) {
+    ASSIGN_OR_RETURN(const CatalogImage image, catalog_->Import(name, source));
+    return ToProto(image);
+  }
   if (source.empty() || source.front() != '/') {
     return absl::InvalidArgumentError(
         fmt::format("image source '{}' must be an absolute path on this host", source));
@@ -160,13 +180,27 @@ absl::Status ImageStore::Unpack(const std::string& lease, const ImageBundle& bun
 
 absl::StatusOr<std::vector<sandbox::Image>> ImageStore::List() {
   ASSIGN_OR_RETURN(const std::vector<ImageRecord> records, client_->ListImages());
+  std::map<std::string, sandbox::Image> by_name;
+  for (const ImageRecord& record : records) by_name[record.name] = ToProto(record);
+  if (catalog_ != nullptr) {
+    ASSIGN_OR_RETURN(const std::vector<CatalogImage> catalogued, catalog_->List());
+    for (const CatalogImage& image : catalogued) by_name[image.name] = ToProto(image);
+  }
   std::vector<sandbox::Image> images;
-  for (const ImageRecord& record : records) images.push_back(ToProto(record));
+  for (auto& [name, image] : by_name) images.push_back(std::move(image));
   return images;
 }
 
 absl::Status ImageStore::Remove(const std::string& name) {
   RETURN_IF_ERROR(CheckImageName(name));
+  if (catalog_ != nullptr) {
+    absl::Status removed = catalog_->Remove(name);
+    if (removed.ok()) {
+      ASSIGN_OR_RETURN(const std::vector<CatalogImage> left, catalog_->List());
+      return mounts_->UnmountUnused(left);
+    }
+    if (!absl::IsNotFound(removed)) return removed;
+  }
   absl::Status status = client_->DeleteImage(name);
   if (absl::IsNotFound(status))
     return absl::NotFoundError(fmt::format("there is no image '{}'", name));
@@ -175,6 +209,15 @@ absl::Status ImageStore::Remove(const std::string& name) {
 
 absl::StatusOr<ResolvedImage> ImageStore::Resolve(const std::string& name) {
   RETURN_IF_ERROR(CheckImageName(name));
+  if (catalog_ != nullptr) {
+    absl::StatusOr<CatalogImage> found = catalog_->Get(name);
+    if (found.ok()) {
+      ResolvedImage image{name, found->digest, "", {}, found->config};
+      ASSIGN_OR_RETURN(image.lower, mounts_->Mount(*found));
+      return image;
+    }
+    if (!absl::IsNotFound(found.status())) return found.status();
+  }
   absl::StatusOr<ImageRecord> record = client_->GetImage(name);
   if (absl::IsNotFound(record.status())) {
     return absl::NotFoundError(
@@ -187,7 +230,7 @@ absl::StatusOr<ResolvedImage> ImageStore::Resolve(const std::string& name) {
   ASSIGN_OR_RETURN(const ImageManifest manifest, ParseManifest(manifest_json, what));
   ASSIGN_OR_RETURN(const std::string config_json,
                    client_->ReadBlob(manifest.config.digest, kImageDocumentBytesMax));
-  ResolvedImage image{name, record->target.digest, "", {}};
+  ResolvedImage image{name, record->target.digest, "", {}, {}};
   ASSIGN_OR_RETURN(image.config, ParseConfig(config_json, what));
   image.top_snapshot = ChainIds(image.config.diff_ids).back();
   return image;

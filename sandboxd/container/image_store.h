@@ -1,3 +1,4 @@
+// Images of the container tier, in containerd or in chunks (sandboxd/image/image_catalog.h).
 // Images in containerd: imported under a lease (content, then unpacked snapshots, then the record
 // that makes them visible), so that an import that fails or is killed leaves nothing that garbage
 // collection does not take.
@@ -9,6 +10,8 @@
 #include "absl/status/statusor.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "sandboxd/container/containerd_client.h"
+#include "sandboxd/image/image_catalog.h"
+#include "sandboxd/image/image_mounts.h"
 #include "sandboxd/image/image_source.h"
 
 namespace reprise::sandboxd {
@@ -37,8 +40,9 @@ class LeaseHolder {
 // What a container is made from.
 struct ResolvedImage {
   std::string name;
-  std::string digest;        // of the manifest
-  std::string top_snapshot;  // parent for a container's snapshot
+  std::string digest;              // of the manifest
+  std::string top_snapshot;        // parent for a container's snapshot; "" where `lower` is set
+  std::vector<std::string> lower;  // mounted layers, topmost first; empty: containerd has the image
   ImageConfig config;
 };
 
@@ -47,6 +51,10 @@ class ImageStore {
   // `scratch_dir` exists and is private; imports make and remove their own directories in it.
   ImageStore(ContainerdClient* client, std::string scratch_dir)
       : client_(client), scratch_dir_(std::move(scratch_dir)) {}
+
+  // From here on images are imported into `catalog` and used through `mounts`; containerd's are
+  // found after the catalogue's. To be called before anything else.
+  void UseChunks(std::unique_ptr<ImageCatalog> catalog, std::unique_ptr<ImageMounts> mounts);
 
   // Replaces an image of the same name. Errors as OpenImageSource, and containerd's.
   absl::StatusOr<sandbox::Image> Import(const std::string& name, const std::string& source);
@@ -62,6 +70,8 @@ class ImageStore {
 
   ContainerdClient* const client_;
   const std::string scratch_dir_;
+  std::unique_ptr<ImageCatalog> catalog_;  // nullptr: images are containerd's only
+  std::unique_ptr<ImageMounts> mounts_;
 };
 
 }  // namespace reprise::sandboxd

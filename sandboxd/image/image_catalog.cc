@@ -34,9 +34,13 @@ std::string HexOf(std::string_view digest) {
 }
 
 std::string ToJson(const CatalogImage& image) {
-  return json{{"name", image.name},        {"digest", image.digest},
-              {"layers", image.layers},    {"env", image.config.env},
-              {"user", image.config.user}, {"working_dir", image.config.working_dir}}
+  return json{{"name", image.name},
+              {"digest", image.digest},
+              {"layers", image.layers},
+              {"content_bytes", image.content_bytes},
+              {"env", image.config.env},
+              {"user", image.config.user},
+              {"working_dir", image.config.working_dir}}
       .dump();
 }
 
@@ -62,6 +66,9 @@ absl::StatusOr<CatalogImage> FromJson(const std::string& text, const std::string
     if (!record.contains(key) || !record[key].is_string()) return damaged();
     *field = record[key].get<std::string>();
   }
+  if (!record.contains("content_bytes") || !record["content_bytes"].is_number_unsigned())
+    return damaged();
+  image.content_bytes = record["content_bytes"].get<uint64_t>();
   if (!strings("layers", &image.layers) || !strings("env", &image.config.env)) return damaged();
   for (const std::string& id : image.layers) {
     if (!storage::ParseChunkId(id).ok()) return damaged();
@@ -89,12 +96,17 @@ class ImportDir {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ImageCatalog>> ImageCatalog::Open(ImageCatalogOptions options) {
-  for (const char* part : {"images", "layers", "sources", "traces", "scratch"}) {
-    RETURN_IF_ERROR(base::MakeDirs(options.dir + "/" + part, 0700));
-  }
   std::shared_ptr<storage::ColdTier> cold;
   if (!options.cold.empty()) {
     ASSIGN_OR_RETURN(cold, storage::OpenColdTier(options.cold));
+  }
+  return OpenWith(std::move(options), std::move(cold));
+}
+
+absl::StatusOr<std::unique_ptr<ImageCatalog>> ImageCatalog::OpenWith(
+    ImageCatalogOptions options, std::shared_ptr<storage::ColdTier> cold) {
+  for (const char* part : {"images", "layers", "sources", "traces", "scratch"}) {
+    RETURN_IF_ERROR(base::MakeDirs(options.dir + "/" + part, 0700));
   }
   ASSIGN_OR_RETURN(auto chunks,
                    storage::ChunkStore::Open({options.dir + "/chunks", options.disk_bytes_max,
@@ -132,7 +144,13 @@ absl::StatusOr<CatalogImage> ImageCatalog::ReadRecord(const std::string& path) c
   return FromJson(text, path);
 }
 
-absl::Status ImageCatalog::WriteRecord(const CatalogImage& image) {
+absl::Status ImageCatalog::WriteRecord(CatalogImage* written) {
+  written->content_bytes = 0;
+  for (const std::string& id : written->layers) {
+    ASSIGN_OR_RETURN(const auto layer, LayerFile::Open(LayerPath(id), id));
+    for (uint64_t i = 0; i < layer->chunks(); ++i) written->content_bytes += layer->chunk(i).length;
+  }
+  const CatalogImage& image = *written;
   const std::string text = ToJson(image);
   if (cold_ != nullptr)
     RETURN_IF_ERROR(cold_->Put("images/" + HexOf(Sha256Digest(image.name)), text));
@@ -207,7 +225,7 @@ absl::StatusOr<CatalogImage> ImageCatalog::Import(const std::string& name,
       image.layers.push_back(std::move(id));
     }
   }
-  RETURN_IF_ERROR(WriteRecord(image));
+  RETURN_IF_ERROR(WriteRecord(&image));
   base::LogInfo(fmt::format("imported image {} from {}: {} layers, {}", name, source,
                             image.layers.size(), image.digest));
   return image;
@@ -233,7 +251,7 @@ absl::StatusOr<CatalogImage> ImageCatalog::PackDiff(const std::string& name,
   for (const std::string& layer : image.layers) all += layer;
   image.digest = Sha256Digest(all);
   for (const std::string& layer : image.layers) RETURN_IF_ERROR(BringLayer(layer));
-  RETURN_IF_ERROR(WriteRecord(image));
+  RETURN_IF_ERROR(WriteRecord(&image));
   return image;
 }
 

@@ -31,6 +31,7 @@ struct CatalogImage {
   std::string name;
   std::string digest;               // "sha256:<hex>"; the same content and config, the same digest
   std::vector<std::string> layers;  // ids, base first
+  uint64_t content_bytes = 0;       // of all layers' chunks, uncompressed
   ImageConfig config;
 };
 
@@ -48,6 +49,9 @@ struct LayerSizes {
 class ImageCatalog {
  public:
   static absl::StatusOr<std::unique_ptr<ImageCatalog>> Open(ImageCatalogOptions options);
+  // With a cold tier that is open already (nullptr: none); options.cold is not looked at.
+  static absl::StatusOr<std::unique_ptr<ImageCatalog>> OpenWith(
+      ImageCatalogOptions options, std::shared_ptr<storage::ColdTier> cold);
   ImageCatalog(const ImageCatalog&) = delete;
   ImageCatalog& operator=(const ImageCatalog&) = delete;
 
@@ -89,7 +93,7 @@ class ImageCatalog {
   std::string RecordPath(const std::string& name) const;
   std::string SourcePath(const std::string& digest) const;
   absl::StatusOr<CatalogImage> ReadRecord(const std::string& path) const;
-  absl::Status WriteRecord(const CatalogImage& image);
+  absl::Status WriteRecord(CatalogImage* written);  // counts its bytes
   absl::StatusOr<std::string> AddLayer(
       const std::function<absl::Status(ChunkPacker*, LayerTree*)>& build);
   absl::StatusOr<std::string> AddBlob(const ImageLayer& layer, const std::string& what);

@@ -109,7 +109,7 @@ class DirectoryBuilder {
   }
 
   absl::Status TakeXattrs(const std::string& path, LayerNode* node) {
-    std::string list(kXattrBytesMax, '\0');
+    std::string& list = xattr_names_;
     const ssize_t list_size = llistxattr(path.c_str(), list.data(), list.size());
     if (list_size < 0 && errno == ENOTSUP) return absl::OkStatus();
     if (list_size < 0)
@@ -188,6 +188,7 @@ class DirectoryBuilder {
   ChunkPacker* const packer_;
   LayerTree* const tree_;
   std::string buffer_;
+  std::string xattr_names_ = std::string(kXattrBytesMax, '\0');
   std::map<ino_t, std::string> links_;  // first name of each file that has several
   dev_t device_ = 0;
   uint64_t entries_ = 0, bytes_ = 0;

@@ -26,6 +26,7 @@ class TarBuilder {
   TarBuilder& HardLink(const std::string& name, const std::string& target, unsigned mode = 0755) {
     return Header(name, '1', target, 0, mode);
   }
+  TarBuilder& Device(const std::string& name) { return Header(name, '3', "", 0, 0600); }
   std::string Build() const { return archive_ + std::string(1024, '\0'); }
 
  private:
