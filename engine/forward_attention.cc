@@ -79,9 +79,9 @@ void ForwardPass::MakeIndexQueries(const AttentionWeights& w, const float* low, 
   float* weights = Get(kIndexWeights, rows_ * heads);
   Linear(x, rows_, w.index_weights, weights);
   const float factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim * heads)));
-  for (int64_t i = 0; i < rows_ * heads; ++i) weights[i] *= factor;
-  Round(weights, rows_ * heads);
   ParallelFor(workers_, rows_, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * heads; i < end * heads; ++i) weights[i] *= factor;
+    Round(weights + begin * heads, (end - begin) * heads);
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t h = 0; h < heads; ++h) {
         float* q = query + (row * heads + h) * dim;
@@ -130,10 +130,12 @@ void ForwardPass::Compress(int64_t layer, const Compressor& w, bool index) {
   float* gates = Get(index ? kIndexGates : kTailGates, rows_ * columns);
   Multiply(x, rows_, w.wkv, values);
   Multiply(x, rows_, w.wgate, gates);
-  for (int64_t row = 0; row < rows_; ++row) {
-    const float* bias = w.ape.data() + workspace_->positions[row] % c_.ratio(layer) * columns;
-    for (int64_t i = 0; i < columns; ++i) gates[row * columns + i] += bias[i];
-  }
+  ParallelFor(workers_, rows_, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* bias = w.ape.data() + workspace_->positions[row] % c_.ratio(layer) * columns;
+      for (int64_t i = 0; i < columns; ++i) gates[row * columns + i] += bias[i];
+    }
+  });
   for (size_t s = 0; s < segments_.size(); ++s)
     PoolSegment(layer, w, index, segments_[s], first_row_[s]);
 }
@@ -157,32 +159,35 @@ void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
     return cpu::PoolRow{segment.kv->Values(layer, position, index) + channel,
                         segment.kv->Gates(layer, position, index) + channel};
   };
-  const int64_t pairs = c_.rope_dim / 2;
-  std::vector<cpu::PoolRow> rows;
-  std::vector<float> scratch, angles(static_cast<size_t>(2 * pairs));
-  for (int64_t block = start / ratio; (block + 1) * ratio <= end; ++block) {
-    rows.clear();
-    const int64_t first = block * ratio;
-    // The low half of a row belongs to the next block, the high half to its own.
-    if (overlaps && block > 0) {
-      for (int64_t t = first - ratio; t < first; ++t) rows.push_back(row_of(t, 0));
+  const int64_t pairs = c_.rope_dim / 2, first_block = start / ratio;
+  ParallelFor(workers_, end / ratio - first_block, 1, [&](int64_t from, int64_t to) {
+    std::vector<cpu::PoolRow> rows;
+    std::vector<float> scratch, angles(static_cast<size_t>(2 * pairs));
+    for (int64_t block = first_block + from; block < first_block + to; ++block) {
+      rows.clear();
+      const int64_t first = block * ratio;
+      // The low half of a row belongs to the next block, the high half to its own.
+      if (overlaps && block > 0) {
+        for (int64_t t = first - ratio; t < first; ++t) rows.push_back(row_of(t, 0));
+      }
+      for (int64_t t = first; t < first + ratio; ++t)
+        rows.push_back(row_of(t, overlaps ? width : 0));
+      scratch.resize(rows.size() * static_cast<size_t>(width));
+      float* entry = index ? segment.kv->IndexKey(layer, block) : segment.kv->Entry(layer, block);
+      cpu::PoolBlock(rows.data(), static_cast<int64_t>(rows.size()), width, scratch.data(), entry);
+      Round(entry, width);
+      cpu::RmsNorm(entry, w.norm.data(), width, c_.norm_eps, entry);
+      Round(entry, width);
+      cpu::RopeAngles(model_.compress_frequencies_.data(), pairs, first, angles.data(),
+                      angles.data() + pairs);
+      cpu::ApplyRope(entry, width, pairs, angles.data(), angles.data() + pairs, /*inverse=*/false);
+      if (index) {
+        FinishIndex(entry);
+      } else {
+        FinishEntry(entry);
+      }
     }
-    for (int64_t t = first; t < first + ratio; ++t) rows.push_back(row_of(t, overlaps ? width : 0));
-    scratch.resize(rows.size() * static_cast<size_t>(width));
-    float* entry = index ? segment.kv->IndexKey(layer, block) : segment.kv->Entry(layer, block);
-    cpu::PoolBlock(rows.data(), static_cast<int64_t>(rows.size()), width, scratch.data(), entry);
-    Round(entry, width);
-    cpu::RmsNorm(entry, w.norm.data(), width, c_.norm_eps, entry);
-    Round(entry, width);
-    cpu::RopeAngles(model_.compress_frequencies_.data(), pairs, first, angles.data(),
-                    angles.data() + pairs);
-    cpu::ApplyRope(entry, width, pairs, angles.data(), angles.data() + pairs, /*inverse=*/false);
-    if (index) {
-      FinishIndex(entry);
-    } else {
-      FinishEntry(entry);
-    }
-  }
+  });
   const int64_t kept = segment.kv->layout().layers[layer].tail_rows;
   for (int64_t t = std::max(start, end - kept); t < end; ++t) {
     std::copy_n(new_values + (t - start) * columns, columns, segment.kv->Values(layer, t, index));
@@ -252,7 +257,7 @@ void ForwardPass::ProjectOutput(const AttentionWeights& w) {
     Multiply(attended + g * width, all, rows_, part, grouped + g * c_.o_lora_rank, columns);
   }
   // The reference multiplies its input unquantised by this one matrix, wo_a.
-  Round(grouped, rows_ * columns);
+  RoundRows(grouped, rows_, columns);
   Linear(grouped, rows_, w.wo_b, Get(kOutput, rows_ * c_.hidden_size));
 }
 

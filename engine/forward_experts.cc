@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/forward_pass.h"
+#include "kernels/cpu/combine.h"
 #include "kernels/cpu/quantise.h"
 #include "kernels/cpu/router.h"
 #include "kernels/cpu/swiglu.h"
@@ -19,23 +20,25 @@ void ForwardPass::Route(int64_t layer, const ExpertWeights& w) {
   float* weights = Get(kRouteWeights, rows_ * k);
   Multiply(Get(kInput, rows_ * c_.hidden_size), rows_, w.gate, scores);
   workspace_->chosen.resize(static_cast<size_t>(rows_ * k));
-  for (int64_t row = 0; row < rows_; ++row) {
-    uint16_t* chosen = workspace_->chosen.data() + row * k;
-    cpu::SqrtSoftplus(scores + row * experts, experts);
-    if (w.table != nullptr) {
-      for (int64_t i = 0; i < k; ++i)
-        chosen[i] = static_cast<uint16_t>(w.table[token(row) * k + i]);
-    } else {
-      cpu::ChooseExperts(scores + row * experts, w.bias.data(), experts, k, chosen);
+  ParallelFor(workers_, rows_, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      uint16_t* chosen = workspace_->chosen.data() + row * k;
+      cpu::SqrtSoftplus(scores + row * experts, experts);
+      if (w.table != nullptr) {
+        for (int64_t i = 0; i < k; ++i)
+          chosen[i] = static_cast<uint16_t>(w.table[token(row) * k + i]);
+      } else {
+        cpu::ChooseExperts(scores + row * experts, w.bias.data(), experts, k, chosen);
+      }
+      cpu::ExpertWeights(scores + row * experts, chosen, k, c_.routed_scale, c_.normalise_weights,
+                         weights + row * k);
+      const int64_t s = segment_of_[row];
+      if (segments_[s].routes != nullptr) {
+        std::copy_n(chosen, k,
+                    segments_[s].routes + ((row - first_row_[s]) * c_.num_layers + layer) * k);
+      }
     }
-    cpu::ExpertWeights(scores + row * experts, chosen, k, c_.routed_scale, c_.normalise_weights,
-                       weights + row * k);
-    const int64_t s = segment_of_[row];
-    if (segments_[s].routes != nullptr) {
-      std::copy_n(chosen, k,
-                  segments_[s].routes + ((row - first_row_[s]) * c_.num_layers + layer) * k);
-    }
-  }
+  });
 }
 
 // `input` is what InputOf gave for it.
@@ -44,17 +47,19 @@ void ForwardPass::RunExpert(const Expert& expert, const float* input, const floa
   const int64_t inner = c_.expert_width;
   MultiplyOn(workers, input, c_.hidden_size, rows, expert.w1, gate, inner);
   MultiplyOn(workers, input, c_.hidden_size, rows, expert.w3, up, inner);
-  Round(gate, rows * inner);
-  Round(up, rows * inner);
-  for (int64_t row = 0; row < rows; ++row) {
-    const float weight = weights == nullptr ? 1.0f : weights[row];
-    float* hidden = gate + row * inner;
-    cpu::SwiGlu(hidden, up + row * inner, inner, c_.swiglu_limit, weight, hidden);
-    Round(hidden, inner);
-    if (reference_ && Quantised(expert.w2)) cpu::QuantiseFp8(hidden, inner, cpu::kFp8Group, hidden);
-  }
+  ParallelFor(workers, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    Round(gate + begin * inner, (end - begin) * inner);
+    Round(up + begin * inner, (end - begin) * inner);
+    for (int64_t row = begin; row < end; ++row) {
+      const float weight = weights == nullptr ? 1.0f : weights[row];
+      float* hidden = gate + row * inner;
+      cpu::SwiGlu(hidden, up + row * inner, inner, c_.swiglu_limit, weight, hidden);
+      Round(hidden, inner);
+      if (reference_ && Quantised(expert.w2))
+        cpu::QuantiseFp8(hidden, inner, cpu::kFp8Group, hidden);
+    }
+  });
   MultiplyOn(workers, gate, inner, rows, expert.w2, output, c_.hidden_size);
-  Round(output, rows * c_.hidden_size);
 }
 
 // Slots are (row, choice) pairs, sorted by expert: each expert reads its weights once for all rows
@@ -80,9 +85,12 @@ void ForwardPass::Experts(int64_t layer, const ExpertWeights& w) {
   std::vector<float> slot_weights(static_cast<size_t>(slots));
   for (int64_t slot = 0; slot < slots; ++slot) {
     place[slot] = next[chosen[slot]]++;
-    std::copy_n(routed_input + slot / k * width, width, gathered + place[slot] * width);
     slot_weights[place[slot]] = weights[slot];
   }
+  ParallelFor(workers_, slots, kGrainRows, [&](int64_t from, int64_t to) {
+    for (int64_t slot = from; slot < to; ++slot)
+      std::copy_n(routed_input + slot / k * width, width, gathered + place[slot] * width);
+  });
   // One more row range for the shared expert.
   float* gate = Get(kExpertGate, (slots + rows_) * inner);
   float* up = Get(kExpertUp, (slots + rows_) * inner);
@@ -103,15 +111,20 @@ void ForwardPass::Experts(int64_t layer, const ExpertWeights& w) {
             gate + slots * inner, up + slots * inner, output, workers_);
 
   // The routed outputs in the order of the choice, then the shared one.
-  for (int64_t row = 0; row < rows_; ++row) {
-    float* out = output + row * width;
-    for (int64_t i = 0; i < width; ++i) {
-      float sum = 0;
-      for (int64_t j = 0; j < k; ++j) sum += routed[place[row * k + j] * width + i];
-      out[i] = sum + out[i];
+  ParallelFor(workers_, rows_, kGrainRows, [&](int64_t from, int64_t to) {
+    std::vector<const float*> terms(static_cast<size_t>(k));
+    for (int64_t row = from; row < to; ++row) {
+      float* out = output + row * width;
+      Round(out, width);
+      for (int64_t j = 0; j < k; ++j) {
+        float* term = routed + place[row * k + j] * width;
+        Round(term, width);
+        terms[j] = term;
+      }
+      cpu::AddRows(terms.data(), k, width, out);
+      Round(out, width);
     }
-    Round(out, width);
-  }
+  });
 }
 
 }  // namespace reprise::engine

@@ -13,6 +13,9 @@
 
 namespace reprise::engine {
 
+// Rows of light work that are worth waking a thread for.
+inline constexpr int64_t kGrainRows = 8;
+
 class ForwardPass {
  public:
   ForwardPass(const Model& model, const ModelWeights& weights, absl::Span<const Segment> segments,
@@ -59,6 +62,8 @@ class ForwardPass {
 
   // In reference numerics: x[n] to bfloat16, in place.
   void Round(float* x, int64_t n) const;
+  // The same of x[rows, n], on all threads.
+  void RoundRows(float* x, int64_t rows, int64_t n) const;
   // What a product with `w` reads for the rows x[rows, n]: in reference numerics FP8 values where
   // `w` is quantised, in kQuantised; otherwise x itself.
   const float* InputOf(const Matrix& w, const float* x, int64_t rows, int64_t n);

@@ -14,7 +14,6 @@ namespace {
 namespace cpu = kernels::cpu;
 
 constexpr int64_t kGrainMacs = 1 << 16;  // multiply-adds that are worth waking a thread for
-constexpr int64_t kGrainRows = 8;
 
 std::vector<float> CompressFrequencies(const ModelConfig& c) {
   const cpu::YarnParams yarn{c.yarn_factor, c.yarn_original_context, c.yarn_beta_fast,
@@ -103,16 +102,26 @@ const float* ForwardPass::InputOf(const Matrix& w, const float* x, int64_t rows,
   return out;
 }
 
+void ForwardPass::RoundRows(float* x, int64_t rows, int64_t n) const {
+  if (!reference_) return;
+  ParallelFor(workers_, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    cpu::RoundToBf16(x + begin * n, (end - begin) * n);
+  });
+}
+
 void ForwardPass::Linear(const float* x, int64_t rows, const Matrix& w, float* y) {
   Multiply(InputOf(w, x, rows, w.cols), rows, w, y);
-  Round(y, rows * w.rows);
+  RoundRows(y, rows, w.rows);
 }
 
 void ForwardPass::Normalise(float* x, int64_t rows, const Vector& weight) {
   const int64_t n = static_cast<int64_t>(weight.size());
-  for (int64_t row = 0; row < rows; ++row)
-    cpu::RmsNorm(x + row * n, weight.data(), n, c_.norm_eps, x + row * n);
-  Round(x, rows * n);
+  ParallelFor(workers_, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      cpu::RmsNorm(x + row * n, weight.data(), n, c_.norm_eps, x + row * n);
+      Round(x + row * n, n);
+    }
+  });
 }
 
 void ForwardPass::Run() {
@@ -188,13 +197,15 @@ void ForwardPass::Embed() {
 void ForwardPass::MakeAngles() {
   const int64_t pairs = c_.rope_dim / 2;
   float* angles = Get(kAngles, rows_ * 4 * pairs);
-  for (int64_t row = 0; row < rows_; ++row) {
-    float* at = angles + row * 4 * pairs;
-    const int64_t position = workspace_->positions[row];
-    cpu::RopeAngles(model_.window_frequencies_.data(), pairs, position, at, at + pairs);
-    cpu::RopeAngles(model_.compress_frequencies_.data(), pairs, position, at + 2 * pairs,
-                    at + 3 * pairs);
-  }
+  ParallelFor(workers_, rows_, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* at = angles + row * 4 * pairs;
+      const int64_t position = workspace_->positions[row];
+      cpu::RopeAngles(model_.window_frequencies_.data(), pairs, position, at, at + pairs);
+      cpu::RopeAngles(model_.compress_frequencies_.data(), pairs, position, at + 2 * pairs,
+                      at + 3 * pairs);
+    }
+  });
 }
 
 void ForwardPass::ReadStreams(const HyperConnection& hc, const Vector& norm) {
@@ -206,13 +217,15 @@ void ForwardPass::ReadStreams(const HyperConnection& hc, const Vector& norm) {
   const cpu::HcParams params{c_.hc_streams, c_.hc_iterations, c_.hc_eps};
   ParallelFor(workers_, rows_, kGrainRows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float* streams = residual + row * flat;
       float* u = projected + row * gate_rows;
-      const float scale = cpu::RmsScale(streams, flat, c_.norm_eps);
+      const float scale = cpu::RmsScale(residual + row * flat, flat, c_.norm_eps);
       for (int64_t i = 0; i < gate_rows; ++i) u[i] *= scale;
-      cpu::HcMakeGates(params, u, hc.base.data(), hc.scale.data(), &hc_gates_[row]);
+    }
+    cpu::HcMakeGates(params, projected + begin * gate_rows, end - begin, hc.base.data(),
+                     hc.scale.data(), hc_gates_.data() + begin);
+    for (int64_t row = begin; row < end; ++row) {
       float* x = input + row * width;
-      cpu::HcCollapse(streams, hc_gates_[row].pre, c_.hc_streams, width, x);
+      cpu::HcCollapse(residual + row * flat, hc_gates_[row].pre, c_.hc_streams, width, x);
       Round(x, width);
       cpu::RmsNorm(x, norm.data(), width, c_.norm_eps, x);
       Round(x, width);

@@ -1,35 +1,59 @@
-// Block pooling; loops run over channels inside, so that they vectorise and keep one order over the rows.
+// Block pooling; loops run over channels inside, so that they vectorise and keep one order over the
+// rows.
 #include "kernels/cpu/compressor.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "kernels/cpu/avx2.h"
+#include "kernels/cpu/exp.h"
 
 namespace reprise::kernels::cpu {
+namespace {
+
+// kCount channels from `begin` on; `scratch` has count * kCount elements.
+template <int64_t kCount>
+REPRISE_INLINE void PoolChannels(const PoolRow* rows, int64_t count, int64_t begin, float* scratch,
+                                 float* out) {
+  float max[kCount], sum[kCount] = {}, pooled[kCount] = {};
+  for (int64_t c = 0; c < kCount; ++c) max[c] = rows[0].gate[begin + c];
+  for (int64_t i = 1; i < count; ++i) {
+    const float* gate = rows[i].gate + begin;
+    for (int64_t c = 0; c < kCount; ++c) max[c] = gate[c] > max[c] ? gate[c] : max[c];
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float* gate = rows[i].gate + begin;
+    float* weight = scratch + i * kCount;
+    for (int64_t c = 0; c < kCount; ++c) {
+      weight[c] = internal::Exp(gate[c] - max[c]);
+      sum[c] += weight[c];
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float* value = rows[i].value + begin;
+    const float* weight = scratch + i * kCount;
+    for (int64_t c = 0; c < kCount; ++c) pooled[c] += weight[c] / sum[c] * value[c];
+  }
+  for (int64_t c = 0; c < kCount; ++c) out[begin + c] = pooled[c];
+}
+
+REPRISE_INLINE void Pool(const PoolRow* rows, int64_t count, int64_t dim, float* scratch,
+                         float* out) {
+  int64_t c = 0;
+  for (; c + 32 <= dim; c += 32) PoolChannels<32>(rows, count, c, scratch, out);
+  for (; c + 8 <= dim; c += 8) PoolChannels<8>(rows, count, c, scratch, out);
+  for (; c < dim; ++c) PoolChannels<1>(rows, count, c, scratch, out);
+}
+
+REPRISE_AVX2 void PoolAvx2(const PoolRow* rows, int64_t count, int64_t dim, float* scratch,
+                           float* out) {
+  Pool(rows, count, dim, scratch, out);
+}
+
+}  // namespace
 
 void PoolBlock(const PoolRow* rows, int64_t count, int64_t dim, float* scratch, float* out) {
-  constexpr int64_t kChannels = 64;
-  for (int64_t begin = 0; begin < dim; begin += kChannels) {
-    const int64_t n = std::min(kChannels, dim - begin);
-    float max[kChannels];
-    float sum[kChannels] = {};
-    float pooled[kChannels] = {};
-    std::copy_n(rows[0].gate + begin, n, max);
-    for (int64_t i = 1; i < count; ++i) {
-      for (int64_t c = 0; c < n; ++c) max[c] = std::max(max[c], rows[i].gate[begin + c]);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      float* weight = scratch + i * n;
-      for (int64_t c = 0; c < n; ++c) {
-        weight[c] = std::exp(rows[i].gate[begin + c] - max[c]);
-        sum[c] += weight[c];
-      }
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      const float* weight = scratch + i * n;
-      for (int64_t c = 0; c < n; ++c) pooled[c] += weight[c] / sum[c] * rows[i].value[begin + c];
-    }
-    std::copy_n(pooled, n, out + begin);
-  }
+  internal::HasAvx2() ? PoolAvx2(rows, count, dim, scratch, out)
+                      : Pool(rows, count, dim, scratch, out);
 }
 
 }  // namespace reprise::kernels::cpu

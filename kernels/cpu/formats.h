@@ -1,4 +1,5 @@
-// The number formats of quantised checkpoints, one value at a time. The vector paths compute the same values.
+// The number formats of quantised checkpoints, one value at a time. The vector paths compute the
+// same values.
 #pragma once
 
 #include <bit>
@@ -6,7 +7,9 @@
 
 namespace reprise::kernels::cpu {
 
-inline float WidenBf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+inline float WidenBf16(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 
 // Nearest bfloat16, ties to even; x is finite.
 inline float RoundBf16(float x) {
@@ -15,7 +18,9 @@ inline float RoundBf16(float x) {
 }
 
 // 2^(b - 127); b = 0 is a subnormal float.
-inline float WidenE8m0(uint8_t b) { return std::bit_cast<float>(b == 0 ? 0x00400000u : static_cast<uint32_t>(b) << 23); }
+constexpr float WidenE8m0(uint8_t b) {
+  return std::bit_cast<float>(b == 0 ? 0x00400000u : static_cast<uint32_t>(b) << 23);
+}
 
 // e4m3fn without its two NaN codes: 1 sign, 4 exponent (bias 7), 3 mantissa bits.
 inline float WidenE4m3(uint8_t code) {
@@ -29,7 +34,7 @@ inline float WidenE4m3(uint8_t code) {
 }
 
 // e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6; bit 3 is the sign.
-inline float WidenE2m1(uint8_t code) {
+constexpr float WidenE2m1(uint8_t code) {
   constexpr float kMagnitude[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
   const float value = kMagnitude[code & 7];
   return (code & 8) != 0 ? -value : value;

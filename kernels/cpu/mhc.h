@@ -1,5 +1,6 @@
-// Manifold-constrained hyper-connections of one token: the residual is `streams` vectors of `dim`, read by gates,
-// written back through a doubly-stochastic mixing matrix that Sinkhorn normalisation makes.
+// Manifold-constrained hyper-connections of one token: the residual is `streams` vectors of `dim`,
+// read by gates, written back through a doubly-stochastic mixing matrix that Sinkhorn normalisation
+// makes.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +16,19 @@ struct HcParams {
 };
 
 struct HcGates {
-  float pre[kMaxStreams];                 // weights of the streams in the sublayer's input
-  float post[kMaxStreams];                // weights of the sublayer's output in the streams
-  float mix[kMaxStreams * kMaxStreams];   // [from][to], rows and columns sum to about 1
+  float pre[kMaxStreams];                // weights of the streams in the sublayer's input
+  float post[kMaxStreams];               // weights of the sublayer's output in the streams
+  float mix[kMaxStreams * kMaxStreams];  // [from][to], rows and columns sum to about 1
 };
 
-// `u` is the projection (fn . residual) of [(2 + streams) * streams], already times the norm's scale; `base` has the
-// same length; `scale` is [3]: pre, post, mix.
-void HcMakeGates(const HcParams& params, const float* u, const float* base, const float* scale, HcGates* gates);
+// Gates of `count` tokens. `u` has, for each, the projection (fn . residual) of [(2 + streams) *
+// streams], already times the norm's scale; `base` has that length; `scale` is [3]: pre, post, mix.
+void HcMakeGates(const HcParams& params, const float* u, int64_t count, const float* base,
+                 const float* scale, HcGates* gates);
 
 // The output head's gates: pre[p] = sigmoid(scale * u[p] + base[p]) + eps.
-void HcHeadGates(const HcParams& params, const float* u, const float* base, float scale, float* pre);
+void HcHeadGates(const HcParams& params, const float* u, const float* base, float scale,
+                 float* pre);
 
 // out[dim] = sum_p pre[p] * residual[p][dim].
 void HcCollapse(const float* residual, const float* pre, int64_t streams, int64_t dim, float* out);

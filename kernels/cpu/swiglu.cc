@@ -1,17 +1,31 @@
 // Clamped SwiGLU.
 #include "kernels/cpu/swiglu.h"
 
-#include <algorithm>
-#include <cmath>
+#include "kernels/cpu/avx2.h"
+#include "kernels/cpu/exp.h"
 
 namespace reprise::kernels::cpu {
+namespace {
+
+REPRISE_INLINE void Activate(const float* gate, const float* up, int64_t n, float limit,
+                             float weight, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = gate[i] > limit ? limit : gate[i];
+    const float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+    out[i] = g / (1.0f + internal::Exp(-g)) * u * weight;
+  }
+}
+
+REPRISE_AVX2 void ActivateAvx2(const float* gate, const float* up, int64_t n, float limit,
+                               float weight, float* out) {
+  Activate(gate, up, n, limit, weight, out);
+}
+
+}  // namespace
 
 void SwiGlu(const float* gate, const float* up, int64_t n, float limit, float weight, float* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float g = std::min(gate[i], limit);
-    const float u = std::clamp(up[i], -limit, limit);
-    out[i] = g / (1.0f + std::exp(-g)) * u * weight;
-  }
+  internal::HasAvx2() ? ActivateAvx2(gate, up, n, limit, weight, out)
+                      : Activate(gate, up, n, limit, weight, out);
 }
 
 }  // namespace reprise::kernels::cpu

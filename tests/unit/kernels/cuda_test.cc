@@ -127,7 +127,7 @@ TEST_F(CudaKernels, HyperConnectionsAreTheCpus) {
     std::vector<float> want_hidden(kTokens * kDim), want_residual = residual;
     for (int64_t t = 0; t < kTokens; ++t) {
       cpu::HcGates one;
-      cpu::HcMakeGates({streams, 20, 1e-6f}, u.data() + t * gates, base.data(), scale.data(), &one);
+      cpu::HcMakeGates({streams, 20, 1e-6f}, u.data() + t * gates, 1, base.data(), scale.data(), &one);
       cpu::HcCollapse(residual.data() + t * streams * kDim, one.pre, streams, kDim,
                       want_hidden.data() + t * kDim);
       cpu::HcExpand(y.data() + t * kDim, one, streams, kDim,
