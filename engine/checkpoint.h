@@ -10,11 +10,17 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "engine/config.h"
 #include "engine/inventory.h"
 #include "engine/safetensors.h"
 
 namespace reprise::engine {
+
+// A checkpoint up to so many bytes is read whole when it is loaded.
+inline constexpr uint64_t kWholeBytesMax = uint64_t{1} << 30;
+// What is read of each tensor of a larger one, at a place that its name decides.
+inline constexpr uint64_t kSampleBytes = 4096;
 
 class Checkpoint {
  public:
@@ -42,6 +48,15 @@ class Checkpoint {
   bool quantised() const;
   const std::string& directory() const { return directory_; }
 
+  // Bytes of tensor data.
+  uint64_t bytes() const { return bytes_; }
+  // What a load reads of the tensor's data, so that one of hundreds of gigabytes takes no longer
+  // than its headers: all of it in a checkpoint of at most `whole_bytes_max`, else a page.
+  absl::Span<const uint8_t> Sample(const std::string& name, const TensorView& view,
+                                   uint64_t whole_bytes_max = kWholeBytesMax) const;
+  // Asks the kernel to read all samples at once, before they are looked at one by one.
+  void PrefetchSamples() const;
+
  private:
   explicit Checkpoint(std::string directory) : directory_(std::move(directory)) {}
   absl::Status OpenShards();
@@ -54,6 +69,7 @@ class Checkpoint {
   const std::string directory_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, TensorView> tensors_;
+  uint64_t bytes_ = 0;
   std::map<std::string, std::string> stored_as_;  // official to stored name, where they differ
 };
 

@@ -80,6 +80,7 @@ absl::StatusOr<std::shared_ptr<LoadedWeights>> EngineImpl::OpenWeights(
 }
 
 absl::Status EngineImpl::BindTensors(LoadedWeights* weights) const {
+  weights->checkpoint->PrefetchSamples();
   ASSIGN_OR_RETURN(weights->tensors, BindWeights(*weights->checkpoint, config_));
   ASSIGN_OR_RETURN(weights->digest_text, CheckpointDigest(*weights->checkpoint, reference_));
   weights->cache = std::make_unique<PrefixCache>(&model_->layout(), prefix_cache_bytes_);
@@ -121,9 +122,7 @@ void EngineImpl::Start(const EngineOptions& options, const Checkpoint& checkpoin
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   workers_ = std::make_unique<Workers>(options.threads == 0 ? cores : options.threads);
   workspaces_.resize(static_cast<size_t>(workers_->threads()));
-  uint64_t bytes = 0;
-  for (const auto& [name, view] : checkpoint.tensors()) bytes += view.bytes;
-  small_ = bytes <= kSmallModelBytes;
+  small_ = checkpoint.bytes() <= kSmallModelBytes;
   speculate_ = options.speculate;
   prefix_cache_bytes_ = options.prefix_cache_bytes;
   model_ = std::make_unique<Model>(&config_, reference_, speculate_);

@@ -177,8 +177,9 @@ class Engine {
   virtual int64_t max_context() const = 0;
   // kReference or kFloat.
   virtual Numerics numerics() const = 0;
-  // SHA-256 over config, tokenizer, tensor data of its own weights, and numerics, hexadecimal: two
-  // engines with the same digest give the same tokens.
+  // SHA-256 over config, tokenizer, tensor data of its own weights (a page of each tensor where
+  // there is more than 1 GiB) and numerics, hexadecimal: what says that another engine would give
+  // the same tokens.
   virtual const std::string& digest() const = 0;
 };
 

@@ -84,15 +84,17 @@ class Binder {
   }
 
   void CheckFp8(const std::string& name, const TensorView& view) {
-    constexpr uint64_t kStride = 1 << 16;  // looked at without a branch
-    for (uint64_t begin = 0; begin < view.bytes; begin += kStride) {
-      const uint64_t end = std::min(view.bytes, begin + kStride);
+    constexpr size_t kStride = 1 << 16;  // looked at without a branch
+    const absl::Span<const uint8_t> sample = checkpoint_.Sample(name, view);
+    for (size_t begin = 0; begin < sample.size(); begin += kStride) {
+      const absl::Span<const uint8_t> part = sample.subspan(begin, kStride);
       uint8_t found = 0;
-      for (uint64_t i = begin; i < end; ++i) found |= (view.data[i] & 0x7F) == 0x7F;
+      for (const uint8_t code : part) found |= (code & 0x7F) == 0x7F;
       if (found == 0) continue;
-      uint64_t i = begin;
-      while ((view.data[i] & 0x7F) != 0x7F) ++i;
-      return Fail(name, i, "not a number (0x7F or 0xFF as F8_E4M3)");
+      size_t i = begin;
+      while ((sample[i] & 0x7F) != 0x7F) ++i;
+      return Fail(name, static_cast<uint64_t>(sample.data() + i - view.data),
+                  "not a number (0x7F or 0xFF as F8_E4M3)");
     }
   }
 
@@ -113,10 +115,13 @@ class Binder {
       model_.copies.push_back(std::move(copy));
       bytes = model_.copies.back().get();
     }
+    const absl::Span<const uint8_t> sample =
+        bytes == view.data ? checkpoint_.Sample(name, view) : absl::MakeConstSpan(bytes, count);
     uint8_t largest = 0;
-    for (uint64_t i = 0; i < count; ++i) largest = std::max(largest, bytes[i]);
+    for (const uint8_t byte : sample) largest = std::max(largest, byte);
     if (largest > kernels::cpu::kScaleByteMax) {
-      const uint64_t i = static_cast<uint64_t>(std::find(bytes, bytes + count, largest) - bytes);
+      const auto found = std::find(sample.begin(), sample.end(), largest);
+      const uint64_t i = static_cast<uint64_t>(&*found - bytes);
       Fail(name, i,
            fmt::format("scale byte {}; possible: 0 to {}", largest, kernels::cpu::kScaleByteMax));
     }

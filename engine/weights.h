@@ -88,7 +88,8 @@ struct ModelWeights {
 
 // REQUIRES: checkpoint.CheckAgainst(config) is OK. The result points into the checkpoint.
 // INVALID_ARGUMENT when a hash table names an expert that does not exist; DATA_LOSS when an FP8
-// value or a scale is none: NaN, or a scale outside of what float32 can multiply by.
+// value or a scale is none: NaN, or a scale outside of what float32 can multiply by. FP8 values and
+// scales are looked at as far as Checkpoint::Sample goes.
 absl::StatusOr<ModelWeights> BindWeights(const Checkpoint& checkpoint, const ModelConfig& config);
 
 }  // namespace reprise::engine

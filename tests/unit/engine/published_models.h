@@ -192,7 +192,8 @@ inline void WriteSparse(const PublishedModel& model, const std::vector<Published
       index["weight_map"][tensor.name] = name;
       at += bytes;
     }
-    const std::string text = header.dump();
+    std::string text = header.dump();
+    text.append((8 - text.size() % 8) % 8, ' ');  // as the hub's files, so that data is aligned
     const uint64_t length = text.size();
     const std::string path = directory + "/" + name;
     std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(&length), 8) << text;
