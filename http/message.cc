@@ -1,5 +1,7 @@
 #include "http/message.h"
 
+#include <utility>
+
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
@@ -22,6 +24,27 @@ const std::string* Request::query_param(std::string_view name) const {
 
 bool EqualsIgnoreCase(std::string_view a, std::string_view b) {
   return absl::EqualsIgnoreCase({a.data(), a.size()}, {b.data(), b.size()});
+}
+
+void Client::OnGone(std::function<void()> gone) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!has_gone_) {
+      gone_ = std::move(gone);
+      return;
+    }
+  }
+  gone();
+}
+
+void Client::Gone() {
+  std::function<void()> gone;
+  {
+    absl::MutexLock lock(&mutex_);
+    has_gone_ = true;
+    gone = std::exchange(gone_, nullptr);
+  }
+  if (gone != nullptr) gone();
 }
 
 Response JsonResponse(int status, std::string text) {

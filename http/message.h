@@ -13,8 +13,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace reprise::http {
@@ -48,6 +50,21 @@ class BodySource {
   virtual absl::Duration keepalive_every() const { return absl::InfiniteDuration(); }
 };
 
+// The client of a request while its handler works on the answer. Thread-safe.
+class Client {
+ public:
+  // `gone` runs at most once, when the client closes its end before it is answered; at once when it
+  // has. A stream's client is watched by BodySource::Cancel instead.
+  void OnGone(std::function<void()> gone);
+  // The session's: the client has gone.
+  void Gone();
+
+ private:
+  absl::Mutex mutex_;
+  bool has_gone_ ABSL_GUARDED_BY(mutex_) = false;
+  std::function<void()> gone_ ABSL_GUARDED_BY(mutex_);
+};
+
 struct Request {
   std::string method;                                      // as sent: "GET"
   std::string path;                                        // as sent, without the query
@@ -57,6 +74,7 @@ struct Request {
   std::vector<Header> headers;
   std::string body;                    // of a route that takes it whole
   std::shared_ptr<BodyReader> reader;  // of one that takes it in pieces
+  std::shared_ptr<Client> client = std::make_shared<Client>();
 
   // The first header of this name (lower case), "" when there is none.
   std::string_view header(std::string_view name) const;

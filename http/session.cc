@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -33,6 +34,7 @@ constexpr size_t kReadBytes = 64u << 10;
 constexpr size_t kHeadersMax = 100;
 constexpr size_t kLingerBytesMax = 4u << 20;  // of a refused body, read and dropped
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
+constexpr absl::Duration kClientCheckEvery = absl::Milliseconds(200);  // while a handler works
 constexpr size_t kWriteRateMin = 64u << 10;  // bytes a second of a large response
 
 std::chrono::milliseconds Millis(absl::Duration d) {
@@ -278,16 +280,38 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
     }
   }
 
+  // Tells a request's client object when the client closes while the handler works.
+  struct Waiting {
+    explicit Waiting(const asio::any_io_executor& executor) : timer(executor) {}
+    asio::steady_timer timer;
+    bool answered = false;
+  };
+  asio::awaitable<void> Watch(std::shared_ptr<Waiting> waiting, RequestPtr request) {
+    while (!waiting->answered && !transport_->PeerClosed()) {
+      ErrorCode ignored;
+      waiting->timer.expires_after(Millis(kClientCheckEvery));
+      co_await waiting->timer.async_wait(Into(ignored));
+    }
+    if (!waiting->answered) request->client->Gone();
+  }
+
   // The handler's answer; it may come from any thread.
   asio::awaitable<Response> Ask(const Handler& handler, const RequestPtr& request) {
+    auto waiting = std::make_shared<Waiting>(executor());
     auto start = [&](auto done) {
       auto shared = std::make_shared<decltype(done)>(std::move(done));
-      handler(request, [shared, executor = executor()](Response response) {
-        asio::post(executor, [shared, response = std::move(response)]() mutable {
+      handler(request, [shared, waiting, executor = executor()](Response response) {
+        asio::post(executor, [shared, waiting, response = std::move(response)]() mutable {
+          waiting->answered = true;
+          waiting->timer.cancel();
           (*shared)(std::move(response));
         });
       });
     };
+    asio::co_spawn(
+        executor(),
+        [self = shared_from_this(), waiting, request] { return self->Watch(waiting, request); },
+        asio::detached);
     co_return co_await asio::async_initiate<const asio::use_awaitable_t<>&, void(Response)>(
         start, asio::use_awaitable);
   }

@@ -1,5 +1,7 @@
 #include "http/transport.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <chrono>
 #include <memory>
@@ -97,6 +99,13 @@ class TransportImpl final : public Transport {
     ErrorCode ignored;
     alarm_.Off();
     Socket().close(ignored);
+  }
+  bool PeerClosed() override {
+    if (!Socket().is_open()) return true;
+    pollfd fd{};
+    fd.fd = Socket().native_handle();
+    fd.events = POLLRDHUP;
+    return ::poll(&fd, 1, 0) > 0 && (fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
   }
 
  private:

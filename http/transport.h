@@ -35,6 +35,8 @@ class Transport {
   virtual void EndSending() = 0;
   virtual boost::asio::awaitable<size_t> Drop(ErrorCode& ec) = 0;
   virtual void Close() = 0;
+  // Whether the peer has closed its end of the connection, whatever of it is still unread.
+  virtual bool PeerClosed() = 0;
 };
 
 bool IsTimeout(const Transport::ErrorCode& ec);

@@ -228,9 +228,11 @@ absl::StatusOr<std::string> ExportRecordJson(const TrajectoryState& state,
   writer.Text("schema", "rollout.v1").Text("run_id", context.run_id);
   writer.Text("group_id", group_id).Number("group_ordinal", start.group());
   writer.Number("group_size", context.group_size).Number("sample_idx", start.sample());
-  writer.Text("rollout_id", start.trajectory_id())
-      .Number("branch", 0)
-      .Number("n_branches", 1)
+  writer
+      .Text("rollout_id",
+            context.rollout_id.empty() ? start.trajectory_id() : context.rollout_id)
+      .Number("branch", context.branch)
+      .Number("n_branches", context.n_branches)
       .Number("attempt", 0);
   writer.Raw("task", ObjectWriter()
                          .Text("key", start.task_id())

@@ -28,6 +28,10 @@ struct ExportContext {
   // Shape of one token's routes when they were recorded.
   uint32_t route_layers = 0, routes_per_token = 0;
   bool routes_are_u16 = false;
+  // Of a trajectory with several records: which one, of how many, and the id that they share ("" =
+  // the trajectory's own).
+  uint32_t branch = 0, n_branches = 1;
+  std::string rollout_id;
   bool without_timing = false;  // leave out `resume` and `timing`
 };
 

@@ -50,6 +50,9 @@ absl::Status ApplySampled(TrajectoryState* state, const journal::SampledTokens& 
     state->segments.push_back(std::move(segment));
   }
   state->segments.back().end = end;
+  if (!state->exchanges.empty()) state->exchanges.back().end = end;
+  for (int i = 0; i < sampled.alternatives_size(); ++i)
+    state->alternatives[begin + static_cast<uint64_t>(i)] = sampled.alternatives(i);
 
   std::vector<VersionSpan>& spans = state->version_spans;
   if (!spans.empty() && spans.back().version == sampled.weight_version() &&
@@ -89,6 +92,24 @@ absl::Status ApplyDone(TrajectoryState* state, const journal::CallDone& done) {
     return absl::OkStatus();
   }
   return Bad(*state, fmt::format("a result of call \"{}\" that was never issued", done.call_id()));
+}
+
+absl::Status ApplyExchange(TrajectoryState* state, const journal::ExchangeBegun& begun) {
+  if (!state->exchanges.empty() && !state->exchanges.back().done.has_value())
+    return Bad(*state, "an exchange begins before the one before it is answered");
+  if (begun.begin() != state->tokens.size()) {
+    return Bad(*state, fmt::format("an exchange at {} does not follow {} tokens", begun.begin(),
+                                   state->tokens.size()));
+  }
+  state->exchanges.push_back({begun, begun.begin(), std::nullopt});
+  return absl::OkStatus();
+}
+
+absl::Status ApplyAnswered(TrajectoryState* state, const journal::ExchangeDone& done) {
+  if (state->exchanges.empty() || state->exchanges.back().done.has_value())
+    return Bad(*state, "an exchange ends that did not begin");
+  state->exchanges.back().done = done;
+  return absl::OkStatus();
 }
 
 absl::Status ApplyIssued(TrajectoryState* state, const journal::CallIssued& issued) {
@@ -154,6 +175,12 @@ absl::Status TrajectoryState::Apply(const journal::TrajectoryEntry& entry) {
       break;
     case Entry::kSwitched:
       status = ApplySwitched(this, entry.switched());
+      break;
+    case Entry::kExchange:
+      status = ApplyExchange(this, entry.exchange());
+      break;
+    case Entry::kAnswered:
+      status = ApplyAnswered(this, entry.answered());
       break;
     case Entry::ENTRY_NOT_SET:
       return Bad(*this, "an entry of a kind that this program does not know");

@@ -45,6 +45,13 @@ struct WeightSwitch {
   uint64_t kept = 0;      // tokens whose KV state stayed
 };
 
+// A request of an agent outside, and the tokens that answer it.
+struct Exchange {
+  journal::ExchangeBegun begun;
+  uint64_t end = 0;  // one past its last token so far
+  std::optional<journal::ExchangeDone> done;
+};
+
 struct TrajectoryState {
   journal::TrajectoryStart start;
   std::vector<int32_t> tokens;     // prompt included
@@ -56,6 +63,8 @@ struct TrajectoryState {
   std::vector<WeightSwitch> switches;  // in order
   std::vector<Segment> segments;
   std::vector<CallState> calls;  // in the order in which they were issued
+  std::vector<Exchange> exchanges;  // of an external job; the last may be open
+  std::map<uint64_t, journal::TokenAlternatives> alternatives;  // by token index, where recorded
   std::optional<journal::RewardDone> reward;
   std::optional<journal::Sealed> sealed;
   std::vector<journal::Resumed> resumed;

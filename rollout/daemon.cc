@@ -10,6 +10,7 @@
 #include "base/fd.h"
 #include "base/status_macros.h"
 #include "replay/trajectory_log.h"
+#include "rollout/http/http_api.h"
 #include "rollout/job_table.h"
 #include "rollout/sandboxd_sandboxes.h"
 #include "rollout/service.h"
@@ -38,6 +39,7 @@ class DaemonImpl final : public Daemon {
  public:
   ~DaemonImpl() override {
     // Open streams end at once: their clients ask again.
+    http_.reset();
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
     // No call may be waited for: the engine threads end with their tools.
     if (sandboxes_ != nullptr) sandboxes_->Shutdown();
@@ -58,10 +60,12 @@ class DaemonImpl final : public Daemon {
     jobs_ = std::make_unique<JobTable>(log_.get(), ToRecord(options.durability), sandboxes_.get(),
                                        options.threads);
     if (options.resume_jobs) RETURN_IF_ERROR(jobs_->ResumeAll());
-    return Listen(options.listen);
+    RETURN_IF_ERROR(Listen(options.listen));
+    return ListenHttp(options);
   }
 
   const std::vector<std::string>& addresses() const override { return addresses_; }
+  const std::string& http_address() const override { return http_address_; }
 
  private:
   absl::Status Listen(const std::vector<std::string>& addresses) {
@@ -96,6 +100,21 @@ class DaemonImpl final : public Daemon {
     return absl::OkStatus();
   }
 
+  absl::Status ListenHttp(const DaemonOptions& options) {
+    if (options.http.empty()) return absl::OkStatus();
+    http::HttpApiOptions http;
+    http.listen = options.http;
+    http.token_file = options.token_file;
+    http.models = options.models;
+    http.tls_cert = options.http_cert;
+    http.tls_key = options.http_key;
+    http.thinking = options.thinking;
+    http.requests_max = options.http_requests;
+    ASSIGN_OR_RETURN(http_, http::HttpApi::Start(http, jobs_.get(), log_.get()));
+    http_address_ = http_->address();
+    return absl::OkStatus();
+  }
+
   std::unique_ptr<storage::Store> store_;
   std::unique_ptr<replay::TrajectoryLog> log_;
   std::unique_ptr<Sandboxes> sandboxes_;
@@ -104,6 +123,8 @@ class DaemonImpl final : public Daemon {
   std::list<sandboxd::UnixListener> sockets_;
   std::unique_ptr<grpc::Server> server_;
   std::vector<std::string> addresses_;
+  std::string http_address_;
+  std::unique_ptr<http::HttpApi> http_;
 };
 
 }  // namespace

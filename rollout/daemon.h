@@ -1,6 +1,6 @@
 // The rollout daemon as an object: `rolloutd` runs one alone, `reprise up` and the embedded default
 // run one beside sandboxd. Owns its parts in start order: store, trajectory log, engine, sandbox
-// client, scheduler, gRPC server.
+// client, scheduler, gRPC server, HTTP port.
 #pragma once
 
 #include <memory>
@@ -21,6 +21,12 @@ struct DaemonOptions {
   int threads = 0;  // of the engine; 0 = one a core
   bool resume_jobs =
       true;  // false: journals are read and jobs' states set, nothing runs on its own
+  std::string http;                   // HOST:PORT of the HTTP port; "" = none
+  std::string http_cert, http_key;    // PEM files for TLS on it; both or none
+  std::string token_file;             // bearer token that its clients must show
+  size_t http_requests = 256;         // under way on it at one time
+  std::vector<std::string> models;    // checkpoint directories that it serves
+  std::string thinking = "thinking";  // of its requests that do not choose: "thinking" or "chat"
 };
 
 class Daemon {
@@ -30,6 +36,7 @@ class Daemon {
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const DaemonOptions& options);
   virtual ~Daemon() = default;
   virtual const std::vector<std::string>& addresses() const = 0;  // as bound
+  virtual const std::string& http_address() const = 0;  // "http://HOST:PORT" as bound, or ""
 };
 
 }  // namespace reprise::rollout

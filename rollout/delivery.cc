@@ -15,7 +15,7 @@ Delivery::Job* Delivery::JobOf(const JobRun& run) {
 }
 
 absl::Status Delivery::ReadLocked(const JobRun& run, Job* job) {
-  if (run.spec() == nullptr) {
+  if (run.spec() == nullptr && !run.external()) {
     return absl::FailedPreconditionError(fmt::format("groups of job {} cannot be delivered: {}",
                                                      run.id(), Message(run.why_no_spec())));
   }
@@ -27,11 +27,10 @@ absl::Status Delivery::ReadLocked(const JobRun& run, Job* job) {
 }
 
 Delivery::Place Delivery::PlaceLocked(const JobRun& run, size_t position, const Job& job) const {
-  const JobSpec& spec = *run.spec();
-  auto known = job.groups.find(spec.tasks[position].group);
+  auto known = job.groups.find(run.group_at(position));
   if (known == job.groups.end()) {
-    for (size_t sample = 0; sample < spec.group_size; ++sample) {
-      if (!run.IsSealed(position * spec.group_size + sample)) return Place::kPending;
+    for (size_t sample = 0; sample < run.group_size(); ++sample) {
+      if (!run.IsSealed(position * run.group_size() + sample)) return Place::kPending;
     }
     return Place::kReady;
   }
@@ -46,21 +45,21 @@ absl::StatusOr<std::vector<Delivery::Lease>> Delivery::Take(const JobRun& run, u
   Job* job = JobOf(run);
   absl::MutexLock lock(&job->mutex);
   RETURN_IF_ERROR(ReadLocked(run, job));
-  const JobSpec& spec = *run.spec();
   std::vector<Lease> leases;
   std::vector<journal::Delivery> written;
   const int64_t until_us = now_us_() + lease_ms * 1000;
-  for (size_t i = 0; i < spec.tasks.size() && leases.size() < max_groups; ++i) {
+  const size_t groups = run.groups();
+  for (size_t i = 0; i < groups && leases.size() < max_groups; ++i) {
     Place place = PlaceLocked(run, i, *job);
     if (place == Place::kPending && in_order) break;
     if (place != Place::kReady) continue;
-    const uint32_t group = spec.tasks[i].group;
+    const uint32_t group = run.group_at(i);
     auto known = job->groups.find(group);
     journal::Delivery delivery;
     delivery.set_group(group);
     delivery.set_attempt(known == job->groups.end() ? 1 : known->second.attempt() + 1);
     delivery.set_lease_until_us(until_us);
-    leases.push_back({i * spec.group_size, group, delivery.attempt(), until_us});
+    leases.push_back({i * run.group_size(), group, delivery.attempt(), until_us});
     written.push_back(std::move(delivery));
   }
   if (written.empty()) return leases;
@@ -120,7 +119,8 @@ absl::StatusOr<Delivery::Counts> Delivery::Count(const JobRun& run) {
   absl::MutexLock lock(&job->mutex);
   RETURN_IF_ERROR(ReadLocked(run, job));
   Counts counts;
-  for (size_t i = 0; i < run.spec()->tasks.size(); ++i) {
+  const size_t groups = run.groups();
+  for (size_t i = 0; i < groups; ++i) {
     switch (PlaceLocked(run, i, *job)) {
       case Place::kPending:
         ++counts.pending;

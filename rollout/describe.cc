@@ -71,6 +71,13 @@ std::string Describe(const journal::TrajectoryEntry& entry) {
     case journal::TrajectoryEntry::kSwitched:
       return fmt::format("switched to weight version {}, KV of {} tokens kept",
                          entry.switched().weight_version(), entry.switched().kept_tokens());
+    case journal::TrajectoryEntry::kExchange:
+      return fmt::format("request  {} answered as {} from @{} on",
+                         entry.exchange().request_id().empty() ? "without an id"
+                                                               : entry.exchange().request_id(),
+                         entry.exchange().answer_id(), entry.exchange().begin());
+    case journal::TrajectoryEntry::kAnswered:
+      return fmt::format("answered {}", entry.answered().finish_reason());
     default:
       return "unknown entry";
   }

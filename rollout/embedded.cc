@@ -37,6 +37,10 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   rollout.sandbox_address = embedded->sandbox_address();
   rollout.durability = options.durability;
   rollout.threads = options.threads;
+  rollout.http = options.http;
+  rollout.token_file = options.token_file;
+  rollout.models = options.models;
+  rollout.thinking = options.thinking;
   // STATE is ours: who else has its journal open only reads it, and soon is done.
   absl::Time deadline = absl::Now() + kJournalPatience;
   while (true) {

@@ -20,7 +20,10 @@ struct EmbeddedOptions {
   std::vector<std::string> bind_roots;  // host directories below which sandboxes may bind
   std::string helper_dir;               // as sandboxd's
   std::vector<std::string> listen;      // addresses of sandboxd beside STATE/sandboxd.sock
-  std::string token_file;               // as sandboxd's
+  std::string token_file;               // as sandboxd's, and of rolloutd's HTTP port
+  std::string http;                     // HOST:PORT of rolloutd's HTTP port; "" = none
+  std::vector<std::string> models;      // checkpoint directories that it serves
+  std::string thinking = "thinking";    // as rolloutd's
 };
 
 class Embedded {
@@ -31,6 +34,7 @@ class Embedded {
 
   const std::string& sandbox_address() const { return sandboxd_->addresses()[0]; }
   const std::string& rollout_address() const { return rolloutd_->addresses()[0]; }
+  const std::string& http_address() const { return rolloutd_->http_address(); }
   // All that sandboxd listens on, as bound.
   const std::vector<std::string>& sandbox_addresses() const { return sandboxd_->addresses(); }
 

@@ -11,6 +11,10 @@ std::string TrajectoryId(std::string_view job_id, uint32_t group, uint32_t sampl
 
 std::string SandboxId(std::string_view trajectory_id) { return std::string(trajectory_id); }
 
+std::string BranchId(std::string_view trajectory_id, uint32_t branch) {
+  return branch == 0 ? std::string(trajectory_id) : fmt::format("{}.{}", trajectory_id, branch);
+}
+
 std::string CallId(std::string_view trajectory_id, uint32_t turn, uint32_t index) {
   return fmt::format("{}/{}/{}", trajectory_id, turn, index);
 }

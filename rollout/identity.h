@@ -18,6 +18,8 @@ inline constexpr std::string_view kTemplateVersion = "deepseek-v4-2026-04";
 
 // <job>/<group, six digits>/<sample>: ids of a job sort by group, and by sample up to ten of them.
 std::string TrajectoryId(std::string_view job_id, uint32_t group, uint32_t sample);
+// <trajectory>.<branch>: the log of a branch of an external trajectory; branch 0 is the trajectory's.
+std::string BranchId(std::string_view trajectory_id, uint32_t branch);
 // One sandbox a trajectory, under its own id.
 std::string SandboxId(std::string_view trajectory_id);
 // <trajectory>/<turn>/<index>

@@ -52,7 +52,10 @@ std::string StateName(journal::JobState state) {
 }
 
 JobRun::JobRun(std::unique_ptr<JobSpec> spec, journal::JobRecord record)
-    : spec_(std::move(spec)), id_(record.job_id()), record_(std::move(record)) {
+    : spec_(std::move(spec)),
+      id_(record.job_id()),
+      group_size_(spec_->group_size),
+      record_(std::move(record)) {
   for (size_t i = 0; i < spec_->trajectories(); ++i) {
     const Task& task = spec_->tasks[i / spec_->group_size];
     trajectory_ids_.push_back(
@@ -64,21 +67,29 @@ JobRun::JobRun(std::unique_ptr<JobSpec> spec, journal::JobRecord record)
 JobRun::JobRun(journal::JobRecord record, std::vector<std::string> trajectory_ids, absl::Status why)
     : why_no_spec_(std::move(why)),
       id_(record.job_id()),
-      trajectory_ids_(std::move(trajectory_ids)),
-      record_(std::move(record)) {
+      record_(std::move(record)),
+      trajectory_ids_(std::move(trajectory_ids)) {
   summaries_.resize(trajectory_ids_.size());
 }
 
+JobRun::JobRun(journal::JobRecord record)
+    : id_(record.job_id()),
+      external_(true),
+      group_size_(record.external().group_size()),
+      record_(std::move(record)) {}
+
 absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
-  for (size_t i = 0; i < trajectory_ids_.size(); ++i) {
-    auto entries = log->Read(trajectory_ids_[i]);
+  if (external_) return ReadExternalLogs(log);
+  for (size_t i = 0; i < size(); ++i) {
+    const std::string id = trajectory_id(i);
+    auto entries = log->Read(id);
     if (absl::IsNotFound(entries.status())) continue;
     RETURN_IF_ERROR(entries.status());
     auto state = replay::Fold(*entries);
     if (!state.ok()) {
       return absl::Status(
           state.status().code(),
-          fmt::format("trajectory {}: {}", trajectory_ids_[i], Message(state.status())));
+          fmt::format("trajectory {}: {}", id, Message(state.status())));
     }
     Summary summary = Summarize(*state);
     summary.sealed = state->sealed.has_value();
@@ -98,7 +109,7 @@ absl::Status JobRun::CheckEngine(const std::string& log_engine_digest) const {
         fmt::format("trajectory {} was begun with another model, tokenizer or chat template than "
                     "the one that is "
                     "loaded: bring back the old model directory and resume the job, or cancel it",
-                    trajectory_ids_[index]));
+                    trajectory_id(index)));
   }
   return absl::OkStatus();
 }

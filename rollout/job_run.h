@@ -6,7 +6,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -48,6 +51,8 @@ class JobRun {
   // A job that is only read because its files are not what they were: its trajectories are those in
   // the log, and `why` says what exported records miss.
   JobRun(journal::JobRecord record, std::vector<std::string> trajectory_ids, absl::Status why);
+  // A job that agents outside drive: begins empty, and grows. REQUIRES: record.has_external().
+  explicit JobRun(journal::JobRecord record);
 
   // Reads the logs of all trajectories: summaries, and the states of those that are unfinished.
   // REQUIRES: before the job is shared. DATA_LOSS from the log.
@@ -63,7 +68,25 @@ class JobRun {
   // nullptr without a spec.
   const engine::Tokenizer* tokenizer() const { return tokenizer_; }
   void set_tokenizer(const engine::Tokenizer* tokenizer) { tokenizer_ = tokenizer; }
-  const std::vector<std::string>& trajectory_ids() const { return trajectory_ids_; }
+  bool external() const { return external_; }
+
+  // Trajectories, by index: group-major.
+  size_t size() const;
+  std::string trajectory_id(size_t index) const;
+  // The logs that are its records: its own, and one for each branch of an external trajectory.
+  std::vector<std::string> record_ids(size_t index) const;
+  size_t groups() const;
+  uint32_t group_size() const { return group_size_; }
+  uint32_t group_at(size_t position) const;  // ordinal; position: 0..groups()-1
+
+  // The place of a trajectory of an external job, which gets one if it has none.
+  // FAILED_PRECONDITION when its group is full, or when the name belongs to another group.
+  absl::StatusOr<size_t> Place(const std::string& group, const std::string& name);
+  // Its place if it has one.
+  std::optional<size_t> Find(const std::string& name) const;
+  // One more branch of an external trajectory: the id of its log, and its number.
+  std::pair<std::string, uint32_t> AddBranch(size_t index);
+
   // Unfinished trajectories that have a log, by index. The scheduler takes them; nobody else
   // touches it.
   std::map<size_t, replay::TrajectoryState>& unfinished() { return unfinished_; }
@@ -93,19 +116,30 @@ class JobRun {
   std::atomic<int64_t> decode_us{0};
 
  private:
+  absl::Status ReadExternalLogs(replay::TrajectoryLog* log);
+  void NameGroupLocked(uint32_t ordinal, const std::string& name)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CountLocked(const Summary& summary, int sign) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   std::unique_ptr<JobSpec> spec_;
   absl::Status why_no_spec_;
   const engine::Tokenizer* tokenizer_ = nullptr;
   std::string id_;
-  std::vector<std::string> trajectory_ids_;
+  const bool external_ = false;
+  const uint32_t group_size_ = 1;
   std::map<size_t, replay::TrajectoryState> unfinished_;
 
   absl::Mutex transition_ ABSL_ACQUIRED_BEFORE(mutex_);  // one SetState at a time
   mutable absl::Mutex mutex_;
   journal::JobRecord record_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::string> trajectory_ids_ ABSL_GUARDED_BY(mutex_);
   std::vector<Summary> summaries_ ABSL_GUARDED_BY(mutex_);
+  // Of an external job.
+  std::map<std::string, uint32_t> group_ordinals_ ABSL_GUARDED_BY(mutex_);
+  std::set<uint32_t> free_ordinals_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::pair<size_t, std::string>> names_
+      ABSL_GUARDED_BY(mutex_);                               // to index and group
+  std::vector<uint32_t> branches_ ABSL_GUARDED_BY(mutex_);  // logs of each trajectory; 0: free
   uint64_t version_ ABSL_GUARDED_BY(mutex_) = 0;
   // Sums over summaries_.
   uint64_t sealed_ ABSL_GUARDED_BY(mutex_) = 0, failed_ ABSL_GUARDED_BY(mutex_) = 0;

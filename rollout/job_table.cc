@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "base/clock.h"
@@ -30,6 +31,20 @@ absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_di
   return (schedulers_[key] = std::move(made)).get();
 }
 
+absl::StatusOr<Scheduler*> JobTable::Load(const std::string& model_dir) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(Scheduler * scheduler, SchedulerLocked(model_dir));
+  RETURN_IF_ERROR(scheduler->Ready());
+  return scheduler;
+}
+
+std::vector<std::pair<std::string, Scheduler*>> JobTable::Schedulers() {
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::pair<std::string, Scheduler*>> out;
+  for (const auto& [directory, scheduler] : schedulers_) out.emplace_back(directory, scheduler.get());
+  return out;
+}
+
 absl::StatusOr<std::unique_ptr<JobSpec>> JobTable::SpecOf(const journal::JobRecord& record) const {
   ASSIGN_OR_RETURN(std::unique_ptr<JobSpec> spec,
                    LoadJob(record.spec_toml(), record.spec_dir(), "job file", record.job_id()));
@@ -44,11 +59,11 @@ absl::StatusOr<std::unique_ptr<JobSpec>> JobTable::SpecOf(const journal::JobReco
 }
 
 absl::StatusOr<const engine::Tokenizer*> JobTable::TokenizerLocked(
-    const JobSpec& spec, const journal::JobRecord& record) {
+    const std::string& model_dir, const journal::JobRecord& record) {
   auto wanted = record.engine().find("tokenizer");
   std::string digest = wanted == record.engine().end() ? "" : wanted->second;
   if (auto found = tokenizers_.find(digest); found != tokenizers_.end()) return found->second.get();
-  std::string path = spec.model_dir + "/tokenizer.json";
+  std::string path = model_dir + "/tokenizer.json";
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Tokenizer> tokenizer, engine::Tokenizer::Load(path));
   if (tokenizer->digest() != digest) {
     return absl::FailedPreconditionError(fmt::format(
@@ -63,7 +78,7 @@ absl::StatusOr<JobTable::Entry> JobTable::StartLocked(const journal::JobRecord& 
   RETURN_IF_ERROR(entry.run->ReadLogs(log_));
   if (record.state() == journal::JOB_STATE_CANCELLED && entry.run->AllSealed()) {
     ASSIGN_OR_RETURN(const engine::Tokenizer* tokenizer,
-                     TokenizerLocked(*entry.run->spec(), record));
+                     TokenizerLocked(entry.run->spec()->model_dir, record));
     entry.run->set_tokenizer(tokenizer);
     return entry;
   }
@@ -81,11 +96,54 @@ absl::StatusOr<JobTable::Entry> JobTable::StartLocked(const journal::JobRecord& 
   return entry;
 }
 
+absl::StatusOr<std::shared_ptr<JobRun>> JobTable::ExternalLocked(const journal::JobRecord& record) {
+  auto run = std::make_shared<JobRun>(record);
+  ASSIGN_OR_RETURN(const engine::Tokenizer* tokenizer,
+                   TokenizerLocked(record.external().model_dir(), record));
+  run->set_tokenizer(tokenizer);
+  RETURN_IF_ERROR(run->ReadLogs(log_));
+  return run;
+}
+
+absl::StatusOr<std::shared_ptr<JobRun>> JobTable::External(const std::string& job_id,
+                                                           const std::string& model_dir,
+                                                           uint32_t group_size) {
+  absl::MutexLock lock(&mutex_);
+  auto known = FindLocked(job_id);
+  if (known.ok()) {
+    const std::shared_ptr<JobRun>& run = (*known)->run;
+    const journal::JobRecord record = run->record();
+    if (!run->external() || record.external().model_dir() != model_dir ||
+        (group_size != 0 && record.external().group_size() != group_size)) {
+      return absl::FailedPreconditionError(fmt::format(
+          "job \"{}\" exists as another kind of job, or with another model or group size: name "
+          "another",
+          job_id));
+    }
+    return run;
+  }
+  if (!absl::IsNotFound(known.status())) return known.status();
+  ASSIGN_OR_RETURN(Scheduler * scheduler, SchedulerLocked(model_dir));
+  journal::JobRecord record;
+  record.set_job_id(job_id);
+  record.set_submitted_us(base::WallMicros());
+  record.set_state(journal::JOB_STATE_RUNNING);
+  record.set_durability(durability_);
+  record.mutable_external()->set_model_dir(model_dir);
+  record.mutable_external()->set_group_size(std::max(group_size, 1u));
+  scheduler->DescribeEngine(&record);
+  RETURN_IF_ERROR(log_->PutJob(record));
+  ASSIGN_OR_RETURN(std::shared_ptr<JobRun> run, ExternalLocked(record));
+  jobs_[job_id] = {run, nullptr};
+  return run;
+}
+
 absl::StatusOr<std::shared_ptr<JobRun>> JobTable::ReadOnlyLocked(const journal::JobRecord& record) {
+  if (record.has_external()) return ExternalLocked(record);
   auto spec = SpecOf(record);
   absl::StatusOr<const engine::Tokenizer*> tokenizer = nullptr;
   if (spec.ok()) {
-    tokenizer = TokenizerLocked(**spec, record);
+    tokenizer = TokenizerLocked((*spec)->model_dir, record);
   } else {
     tokenizer = spec.status();
   }
@@ -107,6 +165,7 @@ absl::Status JobTable::ResumeAll() {
   ASSIGN_OR_RETURN(std::vector<journal::JobRecord> records, log_->ListJobs());
   for (journal::JobRecord& record : records) {
     // Cancelled jobs may have died before all their trajectories were sealed.
+    if (record.has_external()) continue;  // read when somebody asks for it
     bool running = record.state() == journal::JOB_STATE_RUNNING;
     if (!running && record.state() != journal::JOB_STATE_CANCELLED) continue;
     auto started = StartLocked(record);
@@ -202,6 +261,7 @@ absl::Status JobTable::Resume(const std::string& job_id) {
   ASSIGN_OR_RETURN(Entry * entry, FindLocked(job_id));
   bool failed = entry->run->Is(journal::JOB_STATE_FAILED);
   RETURN_IF_ERROR(entry->run->SetState(log_, journal::JOB_STATE_RUNNING, ""));
+  if (entry->run->external()) return absl::OkStatus();
   if (entry->scheduler != nullptr && !failed) {
     entry->scheduler->Wake();
     return absl::OkStatus();
@@ -219,6 +279,11 @@ absl::Status JobTable::Resume(const std::string& job_id) {
 absl::Status JobTable::Cancel(const std::string& job_id) {
   absl::MutexLock lock(&mutex_);
   ASSIGN_OR_RETURN(Entry * entry, FindLocked(job_id));
+  if (entry->run->external()) {
+    return absl::FailedPreconditionError(fmt::format(
+        "agents outside drive job {}: finish its trajectories with POST /v1/trajectories/ID/finish",
+        job_id));
+  }
   bool failed = entry->run->Is(journal::JOB_STATE_FAILED);
   RETURN_IF_ERROR(entry->run->SetState(log_, journal::JOB_STATE_CANCELLED, ""));
   if (entry->scheduler != nullptr && !failed) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -40,6 +41,16 @@ class JobTable {
   // Also takes up a failed job again, once its cause is gone.
   absl::Status Resume(const std::string& job_id);
   absl::Status Cancel(const std::string& job_id);
+  // The job that agents outside drive under this id, made when there is none. `group_size`: 0 = what
+  // it has, or 1. FAILED_PRECONDITION
+  // when the id stands for another kind of job, another model or another group size.
+  absl::StatusOr<std::shared_ptr<JobRun>> External(const std::string& job_id,
+                                                   const std::string& model_dir,
+                                                   uint32_t group_size);
+  // The scheduler of a model directory, loaded when nobody needed it before; lives as long as this.
+  absl::StatusOr<Scheduler*> Load(const std::string& model_dir);
+  // Those that are loaded, by directory.
+  std::vector<std::pair<std::string, Scheduler*>> Schedulers();
 
   // Scheduler::LoadWeights of the model whose directory is `model`, or of the only loaded one when
   // it is empty. INVALID_ARGUMENT when that is not one.
@@ -61,6 +72,9 @@ class JobTable {
   // Reads the job of a record again and hands it to its scheduler.
   absl::StatusOr<Entry> StartLocked(const journal::JobRecord& record)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The job of an external record, as its logs tell.
+  absl::StatusOr<std::shared_ptr<JobRun>> ExternalLocked(const journal::JobRecord& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // A job that nobody runs: as submitted where its files still are what they were, else its logs
   // alone.
   absl::StatusOr<std::shared_ptr<JobRun>> ReadOnlyLocked(const journal::JobRecord& record)
@@ -69,7 +83,7 @@ class JobTable {
   // changed.
   absl::StatusOr<std::unique_ptr<JobSpec>> SpecOf(const journal::JobRecord& record) const;
   // The tokenizer that the job's tokens were made with, without loading its model.
-  absl::StatusOr<const engine::Tokenizer*> TokenizerLocked(const JobSpec& spec,
+  absl::StatusOr<const engine::Tokenizer*> TokenizerLocked(const std::string& model_dir,
                                                            const journal::JobRecord& record)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -50,6 +50,21 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "engine threads, 0 = one a core")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  app.add_option("--http", options.http,
+                 "HOST:PORT for HTTP clients (OpenAI's API, SGLang's /generate); default: none");
+  app.add_option("--http-cert", options.http_cert, "certificate chain (PEM) for TLS on --http");
+  app.add_option("--http-key", options.http_key, "private key (PEM) of --http-cert");
+  app.add_option("--token-file", options.token_file, "bearer token that clients of --http must show");
+  app.add_option("--http-requests", options.http_requests,
+                 "requests under way on --http at one time, 429 above")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app.add_option("--model", options.models,
+                 "checkpoint directory that --http serves under its last part; repeatable");
+  app.add_option("--thinking", options.thinking,
+                 "thinking or chat: the mode of requests to --http that do not choose")
+      ->check(CLI::IsMember({"thinking", "chat"}))
+      ->capture_default_str();
   app.add_option("--job", job.job_file, "run this job file to its end, export it, and exit");
   app.add_option("--job-id", job.job_id, "with --job: another id than the file's");
   app.add_option("--out", job.out_dir, "with --job: directory for trajectories.jsonl");
@@ -102,6 +117,8 @@ int main(int argc, char** argv) {
   for (const std::string& address : (*daemon)->addresses()) {
     LogInfo(fmt::format("listening on {}", address));
   }
+  if (!(*daemon)->http_address().empty())
+    LogInfo(fmt::format("listening on {}", (*daemon)->http_address()));
   if (job.job_file.empty()) {
     WaitForSignal(signals);
     return 0;

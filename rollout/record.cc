@@ -73,31 +73,64 @@ absl::StatusOr<const Task*> TaskOf(const TrajectoryState& state, const JobSpec& 
   return task;
 }
 
-absl::StatusOr<std::string> ExportRecord(const TrajectoryState& state, const JobRun& run,
-                                         bool without_timing) {
-  const JobSpec* spec = run.spec();
-  if (spec == nullptr || run.tokenizer() == nullptr) {
-    return absl::FailedPreconditionError(
-        fmt::format("records of job {} cannot be made: {}", run.id(), Message(run.why_no_spec())));
-  }
-  ASSIGN_OR_RETURN(const Task* task, TaskOf(state, *spec));
+namespace {
+
+// What the records of a job have in common.
+replay::ExportContext ContextOf(const TrajectoryState& state, const JobRun& run,
+                                bool without_timing) {
   journal::JobRecord record = run.record();
   replay::ExportContext context;
   context.run_id = run.id();
-  context.group_size = spec->group_size;
-  context.task_hash = task->hash;
-  context.dataset = std::filesystem::path(spec->tasks_path).filename().string();
-  context.row = task->group;
-  context.temperature = spec->temperature;
-  context.top_p = spec->top_p;
+  context.group_size = run.group_size();
   context.engine.insert(record.engine().begin(), record.engine().end());
-  context.messages_json = Messages(state, *task, run);
   context.response_text = ToUtf8(
       run.tokenizer()->Decode(absl::MakeConstSpan(state.tokens).subspan(state.prompt_len())));
   context.route_layers = record.route_layers();
   context.routes_per_token = record.routes_per_token();
   context.routes_are_u16 = record.routes_are_u16();
   context.without_timing = without_timing;
+  return context;
+}
+
+// A trajectory that an agent outside drove: its task is what the agent calls its group.
+absl::StatusOr<std::string> ExportExternal(const TrajectoryState& state, const JobRun& run,
+                                           bool without_timing) {
+  replay::ExportContext context = ContextOf(state, run, without_timing);
+  const journal::ExternalStart& external = state.start.external();
+  context.task_hash = Hex(Sha256(external.group()));
+  context.dataset = "external";
+  context.row = state.start.group();
+  if (!state.exchanges.empty()) {
+    context.temperature = state.exchanges.back().begun.temperature();
+    context.top_p = state.exchanges.back().begun.top_p();
+  }
+  context.branch = external.branch();
+  context.rollout_id = TrajectoryId(run.id(), state.start.group(), state.start.sample());
+  const std::optional<size_t> index = run.Find(external.name());
+  if (index.has_value())
+    context.n_branches = static_cast<uint32_t>(run.record_ids(*index).size());
+  return replay::ExportRecordJson(state, context);
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ExportRecord(const TrajectoryState& state, const JobRun& run,
+                                         bool without_timing) {
+  if (run.external() && run.tokenizer() != nullptr)
+    return ExportExternal(state, run, without_timing);
+  const JobSpec* spec = run.spec();
+  if (spec == nullptr || run.tokenizer() == nullptr) {
+    return absl::FailedPreconditionError(
+        fmt::format("records of job {} cannot be made: {}", run.id(), Message(run.why_no_spec())));
+  }
+  ASSIGN_OR_RETURN(const Task* task, TaskOf(state, *spec));
+  replay::ExportContext context = ContextOf(state, run, without_timing);
+  context.task_hash = task->hash;
+  context.dataset = std::filesystem::path(spec->tasks_path).filename().string();
+  context.row = task->group;
+  context.temperature = spec->temperature;
+  context.top_p = spec->top_p;
+  context.messages_json = Messages(state, *task, run);
   return replay::ExportRecordJson(state, context);
 }
 

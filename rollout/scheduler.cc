@@ -84,6 +84,7 @@ void Scheduler::Loop() {
   Flush();
   while (commits_ahead_ > 0) HandleEvents(true);
   HandleEvents(false);
+  FailGuests(absl::UnavailableError("rolloutd is stopping"));
 }
 
 void Scheduler::HandleEvents(bool wait) {
@@ -230,6 +231,8 @@ void Scheduler::Flush() {
     live->job->Update(live->index, std::move(summary));
   }
   touched_.clear();
+  commit->guests = std::exchange(touched_guests_, {});
+  metrics_.entries.Add(batch_.size());
   ++commits_ahead_;
   log_->AppendAsync(std::exchange(batch_, {}), [this, commit](absl::Status status) {
     Post([this, commit, status] { OnCommitted(commit, status); });
@@ -238,7 +241,13 @@ void Scheduler::Flush() {
 
 void Scheduler::OnCommitted(const std::shared_ptr<Commit>& commit, const absl::Status& status) {
   --commits_ahead_;
-  if (!status.ok()) return FailAll(status);
+  if (!status.ok()) {
+    for (const auto& guest : commit->guests) guest->OnFailed(status);
+    return FailAll(status);
+  }
+  metrics_.commits.Add();
+  metrics_.commit_seconds.Observe(static_cast<double>(commit->began.ElapsedMicros()) / 1e6);
+  for (const auto& guest : commit->guests) guest->OnDurable();
   for (const auto& [live, entries] : commit->lives) {
     live->durable = entries;
     if (live->dead || live->runnable || live->outside) continue;
@@ -292,6 +301,10 @@ void Scheduler::OnCallAnswer(const LivePtr& live, const Action& action,
   if (live->state.sealed) {
     Advance(live);
     return RetireIfDone(live);
+  }
+  if (answer.ok()) {
+    metrics_.calls[static_cast<size_t>(answer->result.outcome()) % kOutcomesMax].Add();
+    if (answer->result.replayed()) metrics_.replayed_calls.Add();
   }
   if (absl::IsCancelled(answer.status())) return;  // shutting down: asked again after the restart
   bool grade = action.kind == Action::Kind::kGrade;

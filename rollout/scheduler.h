@@ -8,6 +8,7 @@
 // was folded from the log.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -21,8 +22,10 @@
 #include "absl/synchronization/mutex.h"
 #include "engine/engine.h"
 #include "replay/trajectory_log.h"
+#include "rollout/guest.h"
 #include "rollout/job_run.h"
 #include "rollout/sandboxes.h"
+#include "rollout/scheduler_metrics.h"
 #include "rollout/tool_pool.h"
 #include "rollout/trajectory.h"
 #include "rollout/weight_table.h"
@@ -39,6 +42,8 @@ inline constexpr int kToolThreads = 32;
 inline constexpr size_t kToolQueue = 65536;
 // Most experts whose numbers fit one byte in a record.
 inline constexpr int64_t kMaxByteExperts = 256;
+// Guests that are decoded together; others wait for their turn, in order.
+inline constexpr size_t kGuestsRunning = 64;
 
 class Scheduler {
  public:
@@ -62,6 +67,12 @@ class Scheduler {
   void Add(std::shared_ptr<JobRun> job, HeldWeights weights);
   // The state of a job changed by request.
   void Wake();
+  // Decodes for somebody outside of jobs, until it wants no more.
+  void AddGuest(std::shared_ptr<Guest> guest);
+  // Guests that are decoded, and that wait for their turn.
+  int64_t guests_running() const { return guests_running_; }
+  int64_t guests_waiting() const { return guests_waiting_; }
+  const SchedulerMetrics& metrics() const { return metrics_; }
 
   // Puts the checkpoint record.directory in force between two steps, as version record.version or,
   // where that is 0, the next one: trajectories that begin are of it, and those that run go on or
@@ -82,6 +93,8 @@ class Scheduler {
 
   const std::string& log_engine_digest() const { return logic_.log_engine_digest(); }
   const engine::Tokenizer& tokenizer() const { return engine_->tokenizer(); }
+  // What does not change while it is loaded; any thread.
+  const engine::Engine& engine() const { return *engine_; }
   // Writes into a job's record what exported records say about the engine.
   void DescribeEngine(journal::JobRecord* record) const;
 
@@ -90,6 +103,8 @@ class Scheduler {
   using LivePtr = std::shared_ptr<Live>;
   struct ActiveJob;
   struct Commit;
+  struct Visit;
+  using VisitPtr = std::shared_ptr<Visit>;
 
   void Loop();
   // Runs what other threads posted; waits for something when `wait`.
@@ -131,7 +146,14 @@ class Scheduler {
   bool HasRunnable() const;
   void StepOnce();
   void OnStepped(absl::Span<const engine::StepItem> items, const std::vector<LivePtr>& lives,
-                 int64_t step_us);
+                 const std::vector<VisitPtr>& visits, int64_t step_us);
+  void CountStep(absl::Span<const engine::StepItem> items, int64_t step_us);
+  // Drops guests that want no more.
+  void ReapGuests();
+  void AddGuestItems(bool prefill, size_t* budget, std::vector<engine::StepItem>* items,
+                     std::vector<VisitPtr>* visits);
+  void OnGuestStepped(const VisitPtr& visit, const engine::StepItem& item);
+  void FailGuests(const absl::Status& why);
   // Bytes of one token's routes in a record.
   size_t RouteBytes() const;
   // Adds the routes of a step's tokens but the first `skip`, one byte an expert where that is
@@ -153,8 +175,13 @@ class Scheduler {
   std::vector<LivePtr> lives_;  // in the order of admission
   std::vector<replay::TrajectoryLog::Append> batch_;
   std::vector<LivePtr> touched_;
+  std::vector<VisitPtr> visits_;  // in the order of arrival
+  std::vector<std::shared_ptr<Guest>> touched_guests_;  // once for every OnSampled that logged
   int commits_ahead_ = 0;
   bool broken_ = false;  // the journal refused a write: nothing goes on
+
+  std::atomic<int64_t> guests_running_{0}, guests_waiting_{0};
+  SchedulerMetrics metrics_;
 
   absl::Mutex mutex_;
   std::deque<std::function<void()>> events_ ABSL_GUARDED_BY(mutex_);

@@ -75,6 +75,7 @@ void Scheduler::FailAll(const absl::Status& why) {
       fmt::format("the journal refused a write, what it acknowledged stays readable: {}",
                   Message(why)));
   for (auto& active : jobs_) FailJob(active->job, message);
+  FailGuests(message);
   jobs_.clear();
   batch_.clear();
   touched_.clear();

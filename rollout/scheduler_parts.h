@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "rollout/scheduler.h"
 
 namespace reprise::rollout {
@@ -44,8 +45,17 @@ struct Scheduler::ActiveJob {
   bool cancel_seen = false;
 };
 
+// A guest, and its sequence once it runs.
+struct Scheduler::Visit {
+  std::shared_ptr<Guest> guest;
+  std::unique_ptr<engine::Sequence> sequence;
+  bool begun = false;
+};
+
 struct Scheduler::Commit {
   std::vector<std::pair<LivePtr, uint64_t>> lives;  // with the length of the log after it
+  std::vector<std::shared_ptr<Guest>> guests;
+  base::Stopwatch began;
 };
 
 }  // namespace reprise::rollout

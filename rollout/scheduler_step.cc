@@ -14,14 +14,16 @@ namespace reprise::rollout {
 
 bool Scheduler::HasRunnable() const {
   if (paused_) return false;
-  return std::any_of(lives_.begin(), lives_.end(), [](const LivePtr& live) {
+  return !visits_.empty() || std::any_of(lives_.begin(), lives_.end(), [](const LivePtr& live) {
     return live->runnable && live->job->Is(journal::JOB_STATE_RUNNING);
   });
 }
 
 void Scheduler::StepOnce() {
+  ReapGuests();
   std::vector<engine::StepItem> items;
-  std::vector<LivePtr> lives;
+  std::vector<LivePtr> lives;    // of the items, nullptr for a guest's
+  std::vector<VisitPtr> visits;  // of the guests' items, in their order
   std::vector<WeightsPtr> held;  // over the step
   std::vector<std::pair<std::shared_ptr<JobRun>, absl::Status>> unfit;
   size_t budget = kStepTokens;
@@ -54,30 +56,59 @@ void Scheduler::StepOnce() {
       items.push_back(std::move(item));
       lives.push_back(live);
     }
+    AddGuestItems(prefill, &budget, &items, &visits);
+    lives.resize(items.size());
   }
   for (const auto& [job, why] : unfit) {
     if (!job->Is(journal::JOB_STATE_FAILED)) FailJob(job, why);
   }
   if (!unfit.empty()) return;
+  if (items.empty()) {
+    metrics_.batch = 0;
+    return;
+  }
   base::Stopwatch stopwatch;
   absl::Status status = engine_->Step(absl::MakeSpan(items));
   if (!status.ok()) {
+    FailGuests(status);
     for (const LivePtr& live : lives) {
-      if (!live->dead) {
+      if (live != nullptr && !live->dead) {
         FailJob(live->job, absl::Status(status.code(), fmt::format("the engine refused a step: {}",
                                                                    Message(status))));
       }
     }
     return;
   }
-  OnStepped(items, lives, stopwatch.ElapsedMicros());
+  const int64_t step_us = stopwatch.ElapsedMicros();
+  CountStep(items, step_us);
+  OnStepped(items, lives, visits, step_us);
+}
+
+void Scheduler::CountStep(absl::Span<const engine::StepItem> items, int64_t step_us) {
+  metrics_.steps.Add();
+  metrics_.step_seconds.Observe(static_cast<double>(step_us) / 1e6);
+  metrics_.batch = static_cast<int64_t>(items.size());
+  for (const engine::StepItem& item : items) {
+    if (item.tokens.size() > 1) metrics_.fed.Add(item.tokens.size());
+    if (item.sampling != nullptr) metrics_.sampled.Add();
+  }
+  const engine::EngineStats stats = engine_->stats();
+  metrics_.reused = stats.reused_tokens;
+  metrics_.kv_bytes = stats.kv_bytes;
+  metrics_.prefix_cache_bytes = stats.prefix_cache_bytes;
 }
 
 void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,
-                          const std::vector<LivePtr>& lives, int64_t step_us) {
+                          const std::vector<LivePtr>& lives,
+                          const std::vector<VisitPtr>& visits, int64_t step_us) {
   std::vector<JobRun*> jobs;
+  auto visit = visits.begin();
   for (size_t i = 0; i < items.size(); ++i) {
     const LivePtr& live = lives[i];
+    if (live == nullptr) {
+      OnGuestStepped(*visit++, items[i]);
+      continue;
+    }
     journal::Timing& timing = live->timing;
     if (items[i].tokens.size() > 1) {
       timing.set_prefill_us(timing.prefill_us() + step_us);

@@ -49,7 +49,7 @@ absl::StatusOr<Scheduler::HeldWeights> Scheduler::WeightsFor(JobRun* job) {
         return absl::Status(weights.status().code(),
                             fmt::format("trajectory {} ran under older weights: {}, or cancel the "
                                         "job",
-                                        job->trajectory_ids()[index], Message(weights.status())));
+                                        job->trajectory_id(index), Message(weights.status())));
       }
       held[span.version] = *std::move(weights);
     }
@@ -79,6 +79,8 @@ void Scheduler::SwitchWeights(const journal::WeightsRecord& record, WeightsPtr w
                               Update* update) {
   current_ = record;
   current_weights_ = std::move(weights);
+  // Guests go on under them, with a KV state of them alone.
+  for (const VisitPtr& visit : visits_) visit->sequence.reset();
   std::vector<LivePtr> lives = lives_;
   for (const LivePtr& live : lives) {
     switch (GoOver(live)) {

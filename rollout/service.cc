@@ -152,7 +152,7 @@ class Service final : public wire::RolloutService::Service {
   grpc::Status Export(grpc::ServerContext* context, const wire::ExportRequest* request,
                       grpc::ServerWriter<wire::ExportedTrajectory>* writer) override {
     ASSIGN_OR_ANSWER(std::shared_ptr<JobRun> run, jobs_->Find(request->job_id()));
-    for (size_t i = 0; i < run->trajectory_ids().size(); ++i) {
+    for (size_t i = 0; i < run->size(); ++i) {
       while (true) {
         uint64_t seen = run->version();
         if (run->summary(i).sealed) break;
@@ -169,11 +169,12 @@ class Service final : public wire::RolloutService::Service {
         run->WaitChange(seen, kStreamPoll);
       }
       if (!run->summary(i).sealed) continue;
-      const std::string& id = run->trajectory_ids()[i];
-      wire::ExportedTrajectory out;
-      out.set_trajectory_id(id);
-      ASSIGN_OR_ANSWER(*out.mutable_json(), RecordJson(id, *run, request->without_timing()));
-      if (!writer->Write(out)) return grpc::Status::CANCELLED;
+      for (const std::string& id : run->record_ids(i)) {
+        wire::ExportedTrajectory out;
+        out.set_trajectory_id(id);
+        ASSIGN_OR_ANSWER(*out.mutable_json(), RecordJson(id, *run, request->without_timing()));
+        if (!writer->Write(out)) return grpc::Status::CANCELLED;
+      }
     }
     return grpc::Status::OK;
   }
@@ -268,10 +269,10 @@ class Service final : public wire::RolloutService::Service {
       runs.push_back(std::move(run));
     }
     for (const auto& run : runs) {
-      for (size_t i = 0; i < run->trajectory_ids().size(); ++i) {
+      for (size_t i = 0; i < run->size(); ++i) {
         Summary summary = run->summary(i);
         if (summary.tokens == 0) continue;  // not begun
-        Fill(run->trajectory_ids()[i], run->id(), summary, answer->add_trajectories());
+        Fill(run->trajectory_id(i), run->id(), summary, answer->add_trajectories());
       }
     }
     return grpc::Status::OK;
@@ -336,9 +337,12 @@ class Service final : public wire::RolloutService::Service {
 
   grpc::Status SendGroup(const JobRun& run, const Delivery::Lease& lease,
                          grpc::ServerWriter<wire::LeaseAnswer>* writer) {
-    const uint32_t size = run.spec()->group_size;
-    for (size_t sample = 0; sample < size; ++sample) {
-      const std::string& id = run.trajectory_ids()[lease.first + sample];
+    std::vector<std::string> ids;
+    for (size_t sample = 0; sample < run.group_size(); ++sample) {
+      for (std::string& id : run.record_ids(lease.first + sample)) ids.push_back(std::move(id));
+    }
+    const auto size = static_cast<uint32_t>(ids.size());
+    for (const std::string& id : ids) {
       wire::LeaseAnswer answer;
       wire::LeasedRecord* record = answer.mutable_record();
       record->set_group(lease.group);

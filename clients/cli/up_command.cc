@@ -30,12 +30,14 @@ absl::StatusOr<int> Up(const Context& context, Options options) {
   ASSIGN_OR_RETURN(std::unique_ptr<rollout::Embedded> daemons,
                    rollout::Embedded::Start(options.embedded));
   if (context.json) {
-    PrintJson(
-        {{"sandboxd", daemons->sandbox_addresses()}, {"rolloutd", daemons->rollout_address()}});
+    PrintJson({{"sandboxd", daemons->sandbox_addresses()},
+               {"rolloutd", daemons->rollout_address()},
+               {"http", daemons->http_address()}});
   } else {
     Facts facts;
     for (const std::string& address : daemons->sandbox_addresses()) facts.Add("sandboxd", address);
     facts.Add("rolloutd", daemons->rollout_address());
+    if (!daemons->http_address().empty()) facts.Add("http", daemons->http_address() + "/v1");
     std::string state = ShellQuote(options.embedded.state_dir);
     Print(
         fmt::format("both daemons run; Ctrl-C ends them, sandboxes and jobs go on at the next "
@@ -62,6 +64,17 @@ void AddUpCommand(CLI::App& app, Context& context) {
   leaf->add_option("--token-file", embedded.token_file,
                    "file with the token that clients over HOST:PORT must show")
       ->type_name("FILE");
+  leaf->add_option("--http", embedded.http,
+                   "HOST:PORT on which rolloutd serves OpenAI's API (needs --token-file, --model)")
+      ->type_name("ADDR");
+  leaf->add_option("--model", embedded.models,
+                   "checkpoint directory that --http serves under its last part; repeatable")
+      ->type_name("DIR");
+  leaf->add_option("--thinking", embedded.thinking,
+                   "thinking or chat: the mode of requests to --http that do not choose")
+      ->check(CLI::IsMember({"thinking", "chat"}))
+      ->capture_default_str()
+      ->type_name("WORD");
   leaf->add_option("--bind-root", embedded.bind_roots,
                    "host directory below which sandboxes may bind; repeatable")
       ->type_name("DIR");

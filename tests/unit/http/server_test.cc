@@ -89,6 +89,13 @@ class HttpServer : public ::testing::Test {
       response.stream = std::make_shared<QuietSource>(&cancelled_);
       respond(std::move(response));
     });
+    // Answers once the client has gone.
+    add("POST", "/wait", [this](RequestPtr request, Respond respond) {
+      request->client->OnGone([this, respond] {
+        respond(ErrorResponse(499, "gone"));
+        gone_.Notify();
+      });
+    });
     Route pieces;
     pieces.method = "POST";
     pieces.pattern = "/pieces";
@@ -147,6 +154,7 @@ class HttpServer : public ::testing::Test {
   absl::Notification cancelled_;
   std::vector<std::thread> threads_;
   std::unique_ptr<Server> server_;
+  absl::Notification gone_;
 };
 
 TEST_F(HttpServer, KeepsAConnectionAndReadsBothKindsOfBodies) {
@@ -264,6 +272,16 @@ TEST_F(HttpServer, EndsSlowClients) {
   ExpectRefused("GET /empty HTTP/1.1\r\nHost:", "408 Request Timeout");
   ExpectRefused("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na",
                 "408 Request Timeout");
+}
+
+TEST_F(HttpServer, TellsAHandlerThatItsClientHasGone) {
+  {
+    RawClient client(server_->address());
+    client.Send("POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx");
+    // A request behind it, still unread, hides the end of the connection from nobody.
+    client.Send("GET /empty HTTP/1.1\r\nHost: x\r\n\r\n");
+  }
+  EXPECT_TRUE(gone_.WaitForNotificationWithTimeout(absl::Seconds(10)));
 }
 
 TEST_F(HttpServer, ClosesConnectionsAboveItsLimit) {
