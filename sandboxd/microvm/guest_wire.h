@@ -54,18 +54,18 @@ struct Setup {
   std::string user, working_dir, home;  // as reprise-agent takes them
   std::vector<std::string> env;         // the image's
   uint64_t memory_bytes = 0;            // of everything in the sandbox
-  uint64_t disk_bytes = 0;              // of what is written over the image; 0: half of the memory
-  uint32_t pids = 0;
-  void Fields(auto& f) {
-    f(user), f(working_dir), f(home), f(env), f(memory_bytes), f(disk_bytes), f(pids);
-  }
+  void Fields(auto& f) { f(user), f(working_dir), f(home), f(env), f(memory_bytes); }
 };
 struct Renew {
-  int64_t wall_us = 0;     // since the epoch
-  std::string entropy;     // kEntropyBytes, or empty: the clock only
-  std::string hostname;    // "": stays
-  std::string machine_id;  // for /etc/machine-id where the image has one; "": stays
-  void Fields(auto& f) { f(wall_us), f(entropy), f(hostname), f(machine_id); }
+  int64_t wall_us = 0;      // since the epoch
+  std::string entropy;      // kEntropyBytes, or empty: the clock only
+  std::string hostname;     // "": stays
+  std::string machine_id;   // for /etc/machine-id where the image has one; "": stays
+  uint64_t disk_bytes = 0;  // of what is written over the image; 0: stays
+  uint32_t pids = 0;        // processes and threads in the sandbox; 0: stays
+  void Fields(auto& f) {
+    f(wall_us), f(entropy), f(hostname), f(machine_id), f(disk_bytes), f(pids);
+  }
 };
 struct Failed {
   std::string why;

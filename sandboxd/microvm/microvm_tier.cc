@@ -395,8 +395,8 @@ class MicrovmTier final : public Substrate {
       if (variable.starts_with("HOME=")) setup.home = variable.substr(5);
     }
     setup.memory_bytes = limits.memory_bytes();
-    setup.disk_bytes = limits.disk_bytes();
-    setup.pids = limits.pids();
+    config.disk_bytes = limits.disk_bytes();
+    config.pids = limits.pids();
     return config;
   }
 

@@ -140,6 +140,8 @@ void Supervisor::SendRenew(bool clock_only) {
   if (!clock_only) {
     renew.entropy = Entropy();
     renew.hostname = config_.hostname;
+    renew.disk_bytes = config_.disk_bytes;
+    renew.pids = config_.pids;
     renew.machine_id = base::RandomHex(kMachineIdBytes);
   }
   mux_->Send(GuestFrame(GuestMessage::kRenew, std::move(renew)));

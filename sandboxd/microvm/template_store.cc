@@ -38,6 +38,7 @@ absl::StatusOr<std::shared_ptr<const Template>> TemplateStore::Get(
   VmConfig kind = config;
   kind.mode = static_cast<uint8_t>(Mode::kTemplate);
   kind.hostname.clear();
+  kind.disk_bytes = kind.pids = 0;
   agent::Encoder encoder;
   VmConfig named = kind;
   named.uid = 0;

@@ -28,7 +28,8 @@ class TemplateStore {
   TemplateStore(std::string scratch_dir, std::string program)
       : scratch_dir_(std::move(scratch_dir)), program_(std::move(program)) {}
 
-  // The template of machines like `config` (whose mode, user and host name do not matter); made
+  // The template of machines like `config` (whose mode, user, host name, disk
+  // and processes do not matter); made
   // where there is none, which takes as long as a boot. One that is being made is waited for.
   absl::StatusOr<std::shared_ptr<const Template>> Get(const VmConfig& config,
                                                       std::vector<sandbox::StepTime>* steps);

@@ -42,11 +42,14 @@ struct VmConfig {
   uint64_t tsc_khz = 0;      // for tcg, whose guests cannot measure it
   uint32_t uid = 0;          // as whom the VMM runs; 0: as the supervisor
   uint64_t deadline_ms = 0;  // until it is ready
+  // What a clone gets of its own.
   std::string hostname;
+  uint64_t disk_bytes = 0;
+  uint32_t pids = 0;
   Setup setup;
   void Fields(auto& f) {
     f(mode), f(program), f(accelerator), f(kernel), f(initramfs), f(image), f(memory_mib), f(cpus),
-        f(tsc_khz), f(uid), f(deadline_ms), f(hostname);
+        f(tsc_khz), f(uid), f(deadline_ms), f(hostname), f(disk_bytes), f(pids);
     setup.Fields(f);
   }
 };

@@ -192,9 +192,7 @@ bool MountRoot(const Setup& setup, std::string* why) {
   mkdir("/image", 0755), mkdir("/over", 0755), mkdir(kNewRoot, 0755);
   if (mount("/dev/vda", "/image", "erofs", MS_RDONLY, nullptr) != 0)
     return Fail(why, "mount the image");
-  const std::string size =
-      setup.disk_bytes > 0 ? "mode=700,size=" + std::to_string(setup.disk_bytes) : "mode=700";
-  if (!Mount("tmpfs", "/over", 0, size.c_str(), why)) return false;
+  if (!Mount("tmpfs", "/over", 0, "mode=700", why)) return false;
   // The root of a mount that others may enter; the tmpfs itself is private.
   mkdir("/over/upper", 0755), mkdir("/over/work", 0700);
   if (mount("overlay", kNewRoot, "overlay", MS_NODEV,
@@ -209,11 +207,8 @@ bool MakeCgroup(const Setup& setup, std::string* why) {
   if (!WriteFile("/cgroup/cgroup.subtree_control", "+memory +pids"))
     return Fail(why, "turn control groups on");
   if (mkdir(kBoxGroup, 0755) != 0) return Fail(why, "make the control group");
-  if (!WriteFile("/cgroup/box/memory.max", std::to_string(setup.memory_bytes)) ||
-      !WriteFile("/cgroup/box/pids.max", std::to_string(setup.pids))) {
-    return Fail(why, "set the limits of the control group");
-  }
-  return true;
+  return WriteFile("/cgroup/box/memory.max", std::to_string(setup.memory_bytes)) ||
+         Fail(why, "limit the memory");
 }
 
 pid_t StartAgent(const Setup& setup, std::string* why) {
@@ -244,6 +239,11 @@ bool ApplyRenew(const Renew& renew, std::string* why) {
   }
   if (!renew.hostname.empty() && sethostname(renew.hostname.data(), renew.hostname.size()) != 0)
     return Fail(why, "set the host name");
+  if (renew.pids != 0 && !WriteFile("/cgroup/box/pids.max", std::to_string(renew.pids)))
+    return Fail(why, "limit the processes");
+  const std::string size = "size=" + std::to_string(renew.disk_bytes);
+  if (renew.disk_bytes != 0 && mount(nullptr, "/over", nullptr, MS_REMOUNT, size.c_str()) != 0)
+    return Fail(why, "limit the disk");
   // Through the overlay: never through a link that the image holds.
   const std::string path = std::string(kNewRoot) + "/etc/machine-id";
   const Fd id(open(path.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC | O_NOFOLLOW));

@@ -23,14 +23,15 @@ bool PrepareKernel(std::string* why);
 // The image (first virtio disk, EROFS) with a tmpfs over it at kNewRoot.
 bool MountRoot(const Setup& setup, std::string* why);
 
-// Control groups that bound everything in the sandbox.
+// The control group that bounds everything in the sandbox.
 bool MakeCgroup(const Setup& setup, std::string* why);
 
 // Starts reprise-agent as the init of its own pid and mount namespace in the new root. -1 with
 // `why`; the agent says on the console what fails after the fork.
 pid_t StartAgent(const Setup& setup, std::string* why);
 
-// Another clock, other entropy, other names; each guest that starts from one snapshot gets its own.
+// Another clock, other entropy, other names and limits; each guest that starts from one snapshot
+// gets its own.
 bool ApplyRenew(const Renew& renew, std::string* why);
 
 }  // namespace reprise::sandboxd::microvm
