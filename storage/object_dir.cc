@@ -37,13 +37,13 @@ absl::Status SyncPath(const std::string& path, int flags) {
   return absl::OkStatus();
 }
 
-// The disk begins to write at once: the sync of a batch finds most of it done, and its first fsync
-// commits the file system's journal for all its files.
-absl::Status WriteNew(const std::string& path, std::string_view data) {
+// With `soon` the disk begins to write at once: the sync of a batch finds most of it done, and its
+// first fsync commits the file system's journal for all its files.
+absl::Status WriteNew(const std::string& path, std::string_view data, bool soon) {
   base::UniqueFd fd(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644));
   if (!fd.valid()) return base::ErrnoStatus(errno, fmt::format("create {}", path));
   RETURN_IF_ERROR(base::WriteAll(fd.get(), data, path));
-  (void)sync_file_range(fd.get(), 0, 0, SYNC_FILE_RANGE_WRITE);
+  if (soon) (void)sync_file_range(fd.get(), 0, 0, SYNC_FILE_RANGE_WRITE);
   return absl::OkStatus();
 }
 
@@ -125,7 +125,7 @@ bool ObjectDir::Has(const std::string& name) const {
 
 absl::Status ObjectDir::PutCopy(const std::string& name, std::string_view object) {
   const std::string temporary = fmt::format("{}.{}", PathOf(name), base::RandomHex(8));
-  absl::Status status = WriteNew(temporary, object);
+  absl::Status status = WriteNew(temporary, object, /*soon=*/false);
   if (status.ok() && rename(temporary.c_str(), PathOf(name).c_str()) != 0)
     status = base::ErrnoStatus(errno, fmt::format("rename {}", temporary));
   if (!status.ok()) unlink(temporary.c_str());
@@ -186,7 +186,7 @@ bool ObjectDir::Batch::Has(const std::string& name) {
 
 absl::StatusOr<bool> ObjectDir::Batch::Put(const std::string& name, std::string_view object) {
   if (Has(name)) return false;
-  absl::Status written = WriteNew(staging_ + "/" + name, object);
+  absl::Status written = WriteNew(staging_ + "/" + name, object, /*soon=*/true);
   if (absl::IsAlreadyExists(written)) return false;
   RETURN_IF_ERROR(written);
   absl::MutexLock lock(&mutex_);

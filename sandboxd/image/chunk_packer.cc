@@ -16,6 +16,8 @@ using storage::kChunkBytesMax;
 constexpr size_t kQueuedMax = 32;
 constexpr size_t kWorkersMin = 2, kWorkersMax = 16;
 constexpr size_t kChunksMax = 64u << 20;  // 16 TiB
+// Small files share chunks of at most this: whoever reads one file fetches its neighbours too.
+constexpr size_t kSharedBytesMax = 64 << 10;
 // One small file in sixteen ends the chunk that it shares.
 constexpr uint32_t kCutMask = 15;
 
@@ -83,7 +85,7 @@ absl::Status ChunkPacker::CloseShared() {
 
 absl::StatusOr<uint64_t> ChunkPacker::Begin(uint64_t size) {
   left_ = size;
-  large_ = size >= kChunkBytesMax;
+  large_ = size >= kSharedBytesMax;
   crc_ = 0;
   if (size == 0) return 0;
   if (large_) {
@@ -91,7 +93,7 @@ absl::StatusOr<uint64_t> ChunkPacker::Begin(uint64_t size) {
     return chunks_.size() * kChunkBytesMax;
   }
   const size_t padding = (kErofsBlockBytes - shared_.size() % kErofsBlockBytes) % kErofsBlockBytes;
-  if (shared_.size() + padding + size > kChunkBytesMax) RETURN_IF_ERROR(CloseShared());
+  if (shared_.size() + padding + size > kSharedBytesMax) RETURN_IF_ERROR(CloseShared());
   if (shared_.empty()) {
     ASSIGN_OR_RETURN(shared_index_, NewChunk());
   } else {

@@ -1,8 +1,8 @@
 // Lays the contents of a layer's files into its data region and cuts the region into chunks. A file
-// of a chunk or more begins at a chunk's start, so that the same file gives the same chunks in
-// every layer. Smaller files share chunks, block by block; where such a chunk ends is decided by
-// the files' own contents, so that one new file changes the chunks near it only. Chunks are hashed,
-// compressed and stored by threads of this object.
+// of 64 KiB or more begins at a chunk's start, so that the same file gives the same chunks in every
+// layer. Smaller files share chunks of up to 64 KiB, block by block; where such a chunk ends is
+// decided by the files' own contents, so that one new file changes the chunks near it only. Chunks
+// are hashed, compressed and stored by threads of this object.
 #pragma once
 
 #include <cstdint>

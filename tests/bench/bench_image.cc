@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -302,13 +303,17 @@ void BenchCold(const std::string& scratch, const std::string& tree, uint64_t byt
       "   bar: 5 % read moves <= 8 %\n",
       100.0 * static_cast<double>(read) / static_cast<double>(bytes),
       static_cast<double>(moved) / 1e6, static_cast<double>(stored) / 1e6, share, seconds);
+  fs::create_directories(scratch + "/copy");
   const base::Stopwatch watch;
   std::atomic<size_t> next{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t) {
     threads.emplace_back([&] {
-      for (size_t i = next++; i < keys.size(); i = next++)
-        Check(throttled.Get(keys[i], kLayerFileBytesMax).status());
+      for (size_t i = next++; i < keys.size(); i = next++) {
+        const absl::StatusOr<std::string> object = throttled.Get(keys[i], kLayerFileBytesMax);
+        Check(object.status());
+        std::ofstream(fmt::format("{}/copy/{}", scratch, i), std::ios::binary) << *object;
+      }
     });
   }
   for (std::thread& thread : threads) thread.join();
