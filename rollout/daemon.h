@@ -14,7 +14,7 @@
 namespace reprise::rollout {
 
 struct DaemonOptions {
-  std::string state_dir;            // STATE/rolloutd: journal
+  std::string state_dir;            // STATE/rolloutd: journal, KV states of paused jobs
   std::vector<std::string> listen;  // gRPC addresses
   std::string sandbox_address;      // of sandboxd
   storage::Durability durability = storage::Durability::kFsync;

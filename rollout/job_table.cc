@@ -13,8 +13,12 @@
 namespace reprise::rollout {
 
 JobTable::JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
-                   int engine_threads)
-    : log_(log), durability_(durability), sandboxes_(sandboxes), engine_threads_(engine_threads) {}
+                   int engine_threads, std::string kv_dir)
+    : log_(log),
+      durability_(durability),
+      sandboxes_(sandboxes),
+      engine_threads_(engine_threads),
+      kv_dir_(std::move(kv_dir)) {}
 
 absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_dir) {
   std::error_code error;
@@ -27,7 +31,7 @@ absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_di
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine,
                    engine::Engine::Load(key, {.threads = engine_threads_}));
   base::LogInfo(fmt::format("loaded {} in {:.0f} ms", key, stopwatch.ElapsedMillis()));
-  auto made = std::make_unique<Scheduler>(std::move(engine), key, log_, sandboxes_);
+  auto made = std::make_unique<Scheduler>(std::move(engine), key, log_, sandboxes_, kv_dir_);
   return (schedulers_[key] = std::move(made)).get();
 }
 

@@ -22,9 +22,10 @@ namespace reprise::rollout {
 
 class JobTable {
  public:
-  // `log` and `sandboxes` outlive this. `engine_threads`: 0 = one a core.
+  // `log` and `sandboxes` outlive this. `engine_threads`: 0 = one a core. `kv_dir`: as of
+  // Scheduler.
   JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
-           int engine_threads);
+           int engine_threads, std::string kv_dir);
 
   // Goes on with every unfinished job. A job that cannot go on becomes FAILED with the reason; only
   // an unreadable log is an error.
@@ -91,6 +92,7 @@ class JobTable {
   const journal::Durability durability_;
   Sandboxes* const sandboxes_;
   const int engine_threads_;
+  const std::string kv_dir_;
 
   absl::Mutex mutex_;
   std::map<std::string, Entry> jobs_ ABSL_GUARDED_BY(mutex_);

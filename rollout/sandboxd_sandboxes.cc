@@ -35,6 +35,10 @@ class SandboxdSandboxes final : public Sandboxes {
     return client_->Stop(id, absl::Now() + kSandboxPatience).status();
   }
 
+  absl::Status Pause(const std::string& id) override {
+    return client_->Pause(id, absl::Now() + kSandboxPatience);
+  }
+
   void Shutdown() override { client_->Shutdown(); }
 
  private:

@@ -29,6 +29,8 @@ class Sandboxes {
   // Runs the request to its end, or gives the recorded result of its call_id.
   virtual absl::StatusOr<CallOutput> Execute(const sandbox::ExecuteRequest& request) = 0;
   virtual absl::Status Stop(const std::string& id) = 0;
+  // Takes it off the processors until the next request to it. UNIMPLEMENTED where its tier cannot.
+  virtual absl::Status Pause(const std::string& id) = 0;
   virtual void Shutdown() = 0;
 };
 

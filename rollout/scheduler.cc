@@ -14,13 +14,14 @@
 namespace reprise::rollout {
 
 Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& model,
-                     replay::TrajectoryLog* log, Sandboxes* sandboxes)
+                     replay::TrajectoryLog* log, Sandboxes* sandboxes, const std::string& kv_dir)
     : engine_(std::move(engine)),
       log_(log),
       sandboxes_(sandboxes),
       logic_(&engine_->tokenizer(), engine_->eos_id(), engine_->max_context(),
              LogEngineDigest(engine_->digest())),
       weights_(engine_.get(), log, model),
+      kv_files_(kv_dir),
       pool_(std::make_unique<ToolPool>(kToolThreads, kToolQueue)),
       thread_([this] { Loop(); }) {}
 
@@ -62,6 +63,7 @@ void Scheduler::Wake() {
     std::vector<LivePtr> lives = lives_;
     for (const LivePtr& live : lives) {
       if (!live->runnable) Advance(live);
+      if (live->job->Is(journal::JOB_STATE_PAUSED)) Shelve(live);
     }
   });
 }
@@ -111,6 +113,7 @@ void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryStat
   live->state = std::move(state);
   live->durable = live->state.entries;
   live->logged = live->state.tokens.size();
+  live->kv_on_disk = kv_files_.Has(live->plan.id);
   live->may_have_sandbox = !live->state.calls.empty() || live->state.reward.has_value();
   live->sampling = {.temperature = active->job->spec()->temperature,
                     .top_p = active->job->spec()->top_p,
@@ -264,6 +267,7 @@ void Scheduler::RetireIfDone(const LivePtr& live) {
   summary.sealed = true;
   live->job->Update(live->index, std::move(summary));
   live->dead = true;
+  if (live->kv_on_disk) kv_files_.Remove(live->plan.id);
   lives_.erase(std::find(lives_.begin(), lives_.end(), live));
   for (auto& active : jobs_) {
     if (active->job == live->job) --active->in_flight;
@@ -324,6 +328,8 @@ void Scheduler::OnCallAnswer(const LivePtr& live, const Action& action,
     Write(live, logic_.OnCall(live->plan, action.request.call_id(), *answer));
   }
   Advance(live);
+  // It was paused while the call ran.
+  if (live->job->Is(journal::JOB_STATE_PAUSED)) Shelve(live);
 }
 
 void Scheduler::StopSandbox(const LivePtr& live) {

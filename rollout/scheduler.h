@@ -24,6 +24,7 @@
 #include "replay/trajectory_log.h"
 #include "rollout/guest.h"
 #include "rollout/job_run.h"
+#include "rollout/kv_files.h"
 #include "rollout/sandboxes.h"
 #include "rollout/scheduler_metrics.h"
 #include "rollout/tool_pool.h"
@@ -48,8 +49,9 @@ inline constexpr size_t kGuestsRunning = 64;
 class Scheduler {
  public:
   // `log` and `sandboxes` outlive this. `model`: the engine's directory as the daemon resolved it.
+  // `kv_dir`: for the KV states of paused jobs; "" = they are made again.
   Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& model,
-            replay::TrajectoryLog* log, Sandboxes* sandboxes);
+            replay::TrajectoryLog* log, Sandboxes* sandboxes, const std::string& kv_dir);
   // Stops at a token boundary and waits for what is being written. REQUIRES: sandboxes->Shutdown()
   // was called, or no call is under way.
   ~Scheduler();
@@ -143,6 +145,15 @@ class Scheduler {
   // The weights that feed the token at `position`, and the first position that others feed.
   absl::StatusOr<WeightsPtr> FeedingWeights(const LivePtr& live, size_t position, size_t* end);
 
+  // Takes a trajectory of a paused job out of memory, and its sandbox off the processors.
+  void Shelve(const LivePtr& live);
+  void PauseSandbox(const LivePtr& live);
+  // Reads the KV state back; it is busy until then.
+  void Unshelve(const LivePtr& live);
+  // FAILED_PRECONDITION or DATA_LOSS when the bytes are not the state of its tokens.
+  absl::Status Restore(const LivePtr& live, const std::string& bytes);
+
+  bool Runnable(const LivePtr& live) const;
   bool HasRunnable() const;
   void StepOnce();
   void OnStepped(absl::Span<const engine::StepItem> items, const std::vector<LivePtr>& lives,
@@ -165,6 +176,7 @@ class Scheduler {
   Sandboxes* sandboxes_;
   TrajectoryLogic logic_;
   WeightTable weights_;
+  const KvFiles kv_files_;
   absl::Mutex updating_;  // one LoadWeights at a time
 
   // Of the engine thread.

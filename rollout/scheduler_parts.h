@@ -25,6 +25,8 @@ struct Scheduler::Live {
   bool runnable = false;          // the next step may decode it
   bool touched = false;           // has entries in the batch that is being collected
   bool outside = false;           // a call, a reward or a stop is under way on the pool
+  bool kv_busy = false;           // its KV state is on its way to the disk or back
+  bool kv_on_disk = false;        // and not in memory
   bool has_sandbox = false;       // Create succeeded; written on the pool while `outside`
   bool may_have_sandbox = false;  // this or an earlier process may have made one
   bool sandbox_stopped = false;

@@ -14,9 +14,14 @@ namespace reprise::rollout {
 
 bool Scheduler::HasRunnable() const {
   if (paused_) return false;
-  return !visits_.empty() || std::any_of(lives_.begin(), lives_.end(), [](const LivePtr& live) {
-    return live->runnable && live->job->Is(journal::JOB_STATE_RUNNING);
+  return !visits_.empty() || std::any_of(lives_.begin(), lives_.end(), [this](const LivePtr& live) {
+    return Runnable(live);
   });
+}
+
+bool Scheduler::Runnable(const LivePtr& live) const {
+  return live->runnable && !live->dead && !live->kv_busy &&
+         live->job->Is(journal::JOB_STATE_RUNNING);
 }
 
 void Scheduler::StepOnce() {
@@ -31,7 +36,11 @@ void Scheduler::StepOnce() {
   for (bool prefill : {false, true}) {
     for (const LivePtr& live : lives_) {
       if (budget == 0) break;
-      if (live->dead || !live->runnable || !live->job->Is(journal::JOB_STATE_RUNNING)) continue;
+      if (!Runnable(live)) continue;
+      if (!live->sequence && live->kv_on_disk) {
+        Unshelve(live);
+        continue;
+      }
       if (!live->sequence) live->sequence = engine_->NewSequence();
       size_t fed = static_cast<size_t>(live->sequence->length());
       size_t left = live->state.tokens.size() - fed;

@@ -136,6 +136,7 @@ Scheduler::Crossing Scheduler::GoOver(const LivePtr& live) {
     if (live->sequence) kept = std::max(kept, static_cast<uint64_t>(live->sequence->length()));
   } else {
     live->sequence.reset();
+    live->kv_on_disk = false;
     live->routes.clear();
   }
   journal::TrajectoryEntry entry;

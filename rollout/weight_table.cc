@@ -38,6 +38,12 @@ std::vector<journal::WeightsRecord> WeightTable::All() const {
   return out;
 }
 
+std::string WeightTable::Digest(uint64_t version) const {
+  absl::MutexLock lock(&mutex_);
+  auto found = records_.find(version);
+  return found == records_.end() ? "" : found->second.digest();
+}
+
 absl::StatusOr<journal::WeightsRecord> WeightTable::Record(uint64_t version) const {
   absl::MutexLock lock(&mutex_);
   auto found = records_.find(version);

@@ -35,6 +35,9 @@ class WeightTable {
   journal::WeightsRecord current() const;
   std::vector<journal::WeightsRecord> All() const;  // in order, version 0 first
 
+  // Of the version's weights; "" when there is no such version.
+  std::string Digest(uint64_t version) const;
+
   // The weights of a version, loaded when they are not in memory. The newest stays there.
   // FAILED_PRECONDITION, one line, when its checkpoint is gone or another one.
   absl::StatusOr<WeightsPtr> Get(uint64_t version);

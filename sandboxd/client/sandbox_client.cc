@@ -105,6 +105,15 @@ class SandboxClientImpl final : public SandboxClient {
       return stub_->Stop(context, request, response);
     });
   }
+  absl::Status Pause(const std::string& sandbox_id, absl::Time deadline) override {
+    sandbox::PauseRequest request;
+    request.set_sandbox_id(sandbox_id);
+    return Unary<sandbox::PauseResponse>(deadline,
+                                         [&](auto* context, auto* response) {
+                                           return stub_->Pause(context, request, response);
+                                         })
+        .status();
+  }
   absl::StatusOr<sandbox::ListResponse> List(absl::Time deadline) override {
     return Unary<sandbox::ListResponse>(deadline, [&](auto* context, auto* response) {
       return stub_->List(context, sandbox::ListRequest(), response);

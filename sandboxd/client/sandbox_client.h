@@ -43,6 +43,7 @@ class SandboxClient {
                                                absl::Time deadline) = 0;
   virtual absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id,
                                                      absl::Time deadline) = 0;
+  virtual absl::Status Pause(const std::string& sandbox_id, absl::Time deadline) = 0;
   virtual absl::StatusOr<sandbox::ListResponse> List(absl::Time deadline) = 0;
   virtual absl::StatusOr<sandbox::ListCallsResponse> ListCalls(const std::string& sandbox_id,
                                                                absl::Time deadline) = 0;

@@ -43,6 +43,9 @@ class HeldSandboxes final : public Sandboxes {
     stopped_.insert(id);
     return absl::OkStatus();
   }
+  absl::Status Pause(const std::string&) override {
+    return absl::UnimplementedError("nothing to pause");
+  }
   void Shutdown() override {
     absl::MutexLock lock(&mutex_);
     down_ = true;
@@ -80,7 +83,8 @@ class JobTableTest : public testing::Test {
   void Restart() {
     End();
     sandboxes_ = std::make_unique<HeldSandboxes>();
-    table_ = std::make_unique<JobTable>(log_.get(), journal::DURABILITY_NONE, sandboxes_.get(), 1);
+    table_ =
+        std::make_unique<JobTable>(log_.get(), journal::DURABILITY_NONE, sandboxes_.get(), 1, "");
   }
   absl::StatusOr<std::shared_ptr<JobRun>> Submit(const std::string& toml,
                                                  const std::string& id = "") {
