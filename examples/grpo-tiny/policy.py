@@ -57,11 +57,13 @@ def shared_prefix(samples: Sequence[Sample]) -> int:
 
 
 class Policy:
-    def __init__(self, directory: Path, learning_rate: float) -> None:
+    def __init__(self, directory: Path) -> None:
         self.model = checkpoint.load(directory)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+
+    def set_rate(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
 
     def logprobs(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the sampled tokens, all samples one after another, and the sample of each."""

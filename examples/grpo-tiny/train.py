@@ -93,10 +93,10 @@ def mean_reward(records: list[Record]) -> float:
 class Run:
     """What is on disk: state.pt of the last finished step, its weights, table.jsonl."""
 
-    def __init__(self, out: Path, learning_rate: float) -> None:
+    def __init__(self, out: Path) -> None:
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
-        self.policy = Policy(TINY, learning_rate)
+        self.policy = Policy(TINY)
         self.step = 0  # finished steps: also the weight version
         self.table: list[dict[str, Any]] = []
         if (out / "state.pt").exists():
@@ -151,6 +151,7 @@ def step_once(client: Client, options: argparse.Namespace, run: Run) -> None:
     groups = collect(client, name, options.tasks)
     rolled = time.monotonic()
     samples = samples_of(groups)
+    run.policy.set_rate(options.learning_rate * (1 - run.step / options.steps))
     update = run.policy.update(samples, options.minibatches) if samples else None
     trained = time.monotonic()
     records = [record for group in groups for record in group.records]
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8, help="samples a task")
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--minibatches", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of the first step; falls to 0")
     parser.add_argument("--train-tasks", type=int, default=512)
     parser.add_argument("--test-tasks", type=int, default=256)
     parser.add_argument("--test-every", type=int, default=10, help="0 = only before and after")
@@ -208,7 +209,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
-    run = Run(options.out, options.learning_rate)
+    run = Run(options.out)
     with Client(options.state) as client:
         print(" ".join(f"{column:>9}" for column in COLUMNS), flush=True)
         for row in run.table:
