@@ -19,7 +19,8 @@ namespace cpu = kernels::cpu;
 // Scratch of one thread between rows.
 struct RowScratch {
   std::vector<const float*> rows;
-  std::vector<float> logits, scores, tile;
+  std::vector<float> logits, scores, tile, keys;
+  std::vector<float> entries;  // that were packed
   std::vector<int32_t> selected;
 };
 
@@ -162,7 +163,9 @@ void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
   const int64_t pairs = c_.rope_dim / 2, first_block = start / ratio;
   ParallelFor(workers_, end / ratio - first_block, 1, [&](int64_t from, int64_t to) {
     std::vector<cpu::PoolRow> rows;
-    std::vector<float> scratch, angles(static_cast<size_t>(2 * pairs));
+    std::vector<float> scratch, angles(static_cast<size_t>(2 * pairs)),
+        made(static_cast<size_t>(width));
+    float* entry = made.data();
     for (int64_t block = first_block + from; block < first_block + to; ++block) {
       rows.clear();
       const int64_t first = block * ratio;
@@ -173,7 +176,6 @@ void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
       for (int64_t t = first; t < first + ratio; ++t)
         rows.push_back(row_of(t, overlaps ? width : 0));
       scratch.resize(rows.size() * static_cast<size_t>(width));
-      float* entry = index ? segment.kv->IndexKey(layer, block) : segment.kv->Entry(layer, block);
       cpu::PoolBlock(rows.data(), static_cast<int64_t>(rows.size()), width, scratch.data(), entry);
       Round(entry, width);
       cpu::RmsNorm(entry, w.norm.data(), width, c_.norm_eps, entry);
@@ -183,8 +185,10 @@ void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
       cpu::ApplyRope(entry, width, pairs, angles.data(), angles.data() + pairs, /*inverse=*/false);
       if (index) {
         FinishIndex(entry);
+        segment.kv->WriteIndexKey(layer, block, entry);
       } else {
         FinishEntry(entry);
+        segment.kv->WriteEntry(layer, block, entry);
       }
     }
   });
@@ -207,22 +211,32 @@ void ForwardPass::AttendRow(int64_t layer, const AttentionWeights& w, const Segm
   }
   const LayerKind kind = c_.kind(layer);
   const int64_t visible = kind == LayerKind::kWindow ? 0 : (position + 1) / c_.ratio(layer);
-  if (kind == LayerKind::kCsa && visible > c_.index_topk) {
-    const int64_t per_page = segment.kv->layout().page_tokens / c_.ratio(layer);
+  const bool chosen = kind == LayerKind::kCsa && visible > c_.index_topk;
+  const KvLayout& layout = segment.kv->layout();
+  if (layout.packed)
+    scratch.entries.resize(static_cast<size_t>((chosen ? c_.index_topk : visible) * d));
+  int64_t taken = 0;
+  const auto take = [&](int64_t block) {
+    float* room = layout.packed ? scratch.entries.data() + taken++ * d : nullptr;
+    scratch.rows.push_back(segment.kv->ReadEntry(layer, block, room));
+  };
+  if (chosen) {
+    const int64_t per_page = layout.page_tokens / c_.ratio(layer);
+    if (layout.packed) scratch.keys.resize(static_cast<size_t>(per_page * c_.index_dim));
     scratch.scores.resize(static_cast<size_t>(visible));
     scratch.tile.resize(static_cast<size_t>(c_.index_heads * cpu::kIndexTile));
     const float* q = workspace_->buffers[kIndexQuery].data() + row * c_.index_heads * c_.index_dim;
     const float* weights = workspace_->buffers[kIndexWeights].data() + row * c_.index_heads;
     for (int64_t first = 0; first < visible; first += per_page) {
-      cpu::IndexScores(q, weights, c_.index_heads, c_.index_dim, segment.kv->IndexKey(layer, first),
-                       std::min(per_page, visible - first), scratch.tile.data(),
-                       scratch.scores.data() + first, reference_);
+      const int64_t keys_here = std::min(per_page, visible - first);
+      cpu::IndexScores(q, weights, c_.index_heads, c_.index_dim,
+                       segment.kv->ReadIndexKeys(layer, first, keys_here, scratch.keys.data()),
+                       keys_here, scratch.tile.data(), scratch.scores.data() + first, reference_);
     }
     cpu::SelectTopK(scratch.scores.data(), visible, c_.index_topk, &scratch.selected);
-    for (int32_t block : scratch.selected) scratch.rows.push_back(segment.kv->Entry(layer, block));
+    for (const int32_t block : scratch.selected) take(block);
   } else {
-    for (int64_t block = 0; block < visible; ++block)
-      scratch.rows.push_back(segment.kv->Entry(layer, block));
+    for (int64_t block = 0; block < visible; ++block) take(block);
   }
   const int64_t count = static_cast<int64_t>(scratch.rows.size());
   scratch.logits.resize(static_cast<size_t>(heads * (count + 1)));

@@ -1,6 +1,7 @@
 // What a sequence keeps of its tokens: one fixed block (windows and the uncompressed tails of the
 // compressors of all layers) and pages of compressed entries, each page for the same number of
-// tokens in every layer. float32. Copies share both until one of them writes: a copy costs nothing
+// tokens in every layer. The block is float32; entries are too, or packed where their values were
+// quantised, which loses nothing. Copies share both until one of them writes: a copy costs nothing
 // but the block it writes next.
 #pragma once
 
@@ -18,11 +19,13 @@ namespace reprise::engine {
 // The newest tokens that Rewind can take back: rings hold so many rows more than a query needs.
 inline constexpr int64_t kRewindTokens = 8;
 
-// Where things lie in the fixed block and in a page; one per model. Offsets count floats, -1 is
-// absent.
+// Where things lie in the fixed block and in a page; one per model. Offsets count floats in the
+// block and bytes in a page, -1 is absent.
 struct KvLayout {
   // `mtp_blocks`: MTP blocks that keep a window of their own; they are layers behind the last.
-  KvLayout(const ModelConfig& config, int64_t mtp_blocks);
+  // `packed`: entries are FP8 and indexer keys FP4 (kernels/cpu/quantise.h), for reference
+  // numerics.
+  KvLayout(const ModelConfig& config, int64_t mtp_blocks, bool packed);
 
   struct Layer {
     int64_t ratio = 0;
@@ -31,16 +34,18 @@ struct KvLayout {
     int64_t window = 0;                           // [window_rows, d] in the block
     int64_t values = -1, gates = -1;              // [tail_rows, columns] in the block
     int64_t index_values = -1, index_gates = -1;  // [tail_rows, index_columns] in the block
-    int64_t entries = -1;                         // [page_tokens / ratio, d] in a page
-    int64_t index_keys = -1;                      // [page_tokens / ratio, index_dim] in a page
+    int64_t entries = -1;                         // [page_tokens / ratio] in a page
+    int64_t index_keys = -1;                      // [page_tokens / ratio] in a page
   };
   std::vector<Layer> layers;
-  int64_t head_dim, index_dim;
-  int64_t window_rows;    // the window and kRewindTokens
-  int64_t residual = -1;  // [P, D] of the last token in the block, for MTP blocks
+  int64_t head_dim, rope_dim, index_dim;
+  bool packed;
+  int64_t entry_bytes, key_bytes;  // of one entry, of one indexer key
+  int64_t window_rows;             // the window and kRewindTokens
+  int64_t residual = -1;           // [P, D] of the last token in the block, for MTP blocks
   int64_t residual_floats = 0;
   int64_t block_floats = 0;
-  int64_t page_floats = 0;
+  int64_t page_bytes = 0;
   int64_t page_tokens = 0;  // a multiple of 128 and of every ratio
 
   // Bytes of a sequence of `tokens` tokens that shares nothing.
@@ -52,20 +57,22 @@ struct KvLayout {
   mutable std::atomic<int64_t> bytes_in_use{0};
 };
 
-// Zeroed floats, counted in their layout.
+// Zeroed bytes, counted in their layout.
 class KvBuffer {
  public:
-  KvBuffer(const KvLayout* layout, int64_t floats);
+  KvBuffer(const KvLayout* layout, int64_t bytes);
   KvBuffer(const KvBuffer& other);
   KvBuffer& operator=(const KvBuffer&) = delete;
   ~KvBuffer();
-  float* data() { return data_.get(); }
-  const float* data() const { return data_.get(); }
+  uint8_t* bytes() { return data_.get(); }
+  const uint8_t* bytes() const { return data_.get(); }
+  // The same as floats; new[] aligns for them.
+  float* floats() { return reinterpret_cast<float*>(data_.get()); }
 
  private:
   const KvLayout* const layout_;
-  const int64_t floats_;
-  const std::unique_ptr<float[]> data_;
+  const int64_t size_;
+  const std::unique_ptr<uint8_t[]> data_;
 };
 
 class KvState {
@@ -95,7 +102,7 @@ class KvState {
   // Rows of token `position`, in rings.
   float* Window(int64_t layer, int64_t position) {
     const KvLayout::Layer& at = layout_->layers[layer];
-    return block_->data() + at.window + position % layout_->window_rows * layout_->head_dim;
+    return block_->floats() + at.window + position % layout_->window_rows * layout_->head_dim;
   }
   float* Values(int64_t layer, int64_t position, bool index) {
     const KvLayout::Layer& at = layout_->layers[layer];
@@ -105,19 +112,15 @@ class KvState {
     const KvLayout::Layer& at = layout_->layers[layer];
     return TailRow(index ? at.index_gates : at.gates, at, position, index);
   }
-  // Compressed entry `w`, and its indexer key. REQUIRES: reserved.
-  float* Entry(int64_t layer, int64_t w) {
-    const KvLayout::Layer& at = layout_->layers[layer];
-    const int64_t per_page = layout_->page_tokens / at.ratio;
-    return pages_[w / per_page]->data() + at.entries + w % per_page * layout_->head_dim;
-  }
-  float* IndexKey(int64_t layer, int64_t w) {
-    const KvLayout::Layer& at = layout_->layers[layer];
-    const int64_t per_page = layout_->page_tokens / at.ratio;
-    return pages_[w / per_page]->data() + at.index_keys + w % per_page * layout_->index_dim;
-  }
+  // Compressed entry `w` [head_dim], and its indexer key [index_dim]. REQUIRES: reserved.
+  void WriteEntry(int64_t layer, int64_t w, const float* entry);
+  void WriteIndexKey(int64_t layer, int64_t w, const float* key);
+  // The entry in place, or taken apart into scratch[head_dim] where the layout packs.
+  const float* ReadEntry(int64_t layer, int64_t w, float* scratch) const;
+  // `count` keys from `w` on, one after the other, as above; all in one page.
+  const float* ReadIndexKeys(int64_t layer, int64_t w, int64_t count, float* scratch) const;
   // The residual streams of the last token. REQUIRES: the layout has them.
-  float* Residual() { return block_->data() + layout_->residual; }
+  float* Residual() { return block_->floats() + layout_->residual; }
   const KvLayout& layout() const { return *layout_; }
 
   // All of it as bytes (engine/FORMAT.md), and back; false when the bytes do not fit the layout.
@@ -126,8 +129,19 @@ class KvState {
 
  private:
   float* TailRow(int64_t offset, const KvLayout::Layer& at, int64_t position, bool index) {
-    return block_->data() + offset +
+    return block_->floats() + offset +
            position % at.tail_rows * (index ? at.index_columns : at.columns);
+  }
+
+  uint8_t* EntryAt(int64_t layer, int64_t w) const {
+    const KvLayout::Layer& at = layout_->layers[layer];
+    const int64_t per_page = layout_->page_tokens / at.ratio;
+    return pages_[w / per_page]->bytes() + at.entries + w % per_page * layout_->entry_bytes;
+  }
+  uint8_t* IndexKeyAt(int64_t layer, int64_t w) const {
+    const KvLayout::Layer& at = layout_->layers[layer];
+    const int64_t per_page = layout_->page_tokens / at.ratio;
+    return pages_[w / per_page]->bytes() + at.index_keys + w % per_page * layout_->key_bytes;
   }
 
   const KvLayout* layout_;

@@ -26,7 +26,7 @@ std::vector<float> CompressFrequencies(const ModelConfig& c) {
 Model::Model(const ModelConfig* config, bool reference, bool mtp)
     : config_(config),
       reference_(reference),
-      layout_(*config, mtp ? 1 : 0),
+      layout_(*config, mtp ? 1 : 0, /*packed=*/reference),
       window_frequencies_(cpu::RopeFrequencies(config->rope_dim, config->rope_theta, nullptr)),
       compress_frequencies_(CompressFrequencies(*config)) {}
 

@@ -49,9 +49,9 @@ absl::StatusOr<ModelInfo> ReadModelInfo(const std::string& directory) {
        : kind == LayerKind::kCsa  ? info.csa_layers
                                   : info.hca_layers);
   }
-  const KvLayout layout(c, /*mtp_blocks=*/0);
+  const KvLayout layout(c, /*mtp_blocks=*/0, info.quantised);
   info.kv_fixed_bytes = layout.block_floats * static_cast<int64_t>(sizeof(float));
-  info.kv_page_bytes = layout.page_floats * static_cast<int64_t>(sizeof(float));
+  info.kv_page_bytes = layout.page_bytes;
   info.kv_page_tokens = layout.page_tokens;
   info.usable = checkpoint->CheckAgainst(c);
   return info;

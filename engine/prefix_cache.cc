@@ -18,9 +18,8 @@ PrefixCache::PrefixCache(const KvLayout* layout, int64_t bytes_max)
 PrefixCache::~PrefixCache() = default;
 
 int64_t PrefixCache::bytes() const {
-  const int64_t floats =
-      static_cast<int64_t>(by_use_.size()) * layout_->block_floats + nodes_ * layout_->page_floats;
-  return floats * static_cast<int64_t>(sizeof(float));
+  const int64_t block_bytes = layout_->block_floats * static_cast<int64_t>(sizeof(float));
+  return static_cast<int64_t>(by_use_.size()) * block_bytes + nodes_ * layout_->page_bytes;
 }
 
 const KvState* PrefixCache::Find(absl::Span<const int32_t> tokens) {

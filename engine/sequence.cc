@@ -10,7 +10,7 @@
 namespace reprise::engine {
 namespace {
 
-constexpr std::string_view kMagic = "RPRSEQ02";
+constexpr std::string_view kMagic = "RPRSEQ03";
 constexpr uint64_t kOriginsMax = 1 << 20;
 constexpr size_t kHashBytes = SHA256_DIGEST_LENGTH;
 
@@ -90,7 +90,7 @@ std::string EngineSequence::Save() const {
 }
 
 absl::Status EngineSequence::Load(std::string_view bytes, const std::string& digest) {
-  if (!bytes.starts_with(kMagic)) return Damaged("it does not begin with RPRSEQ02");
+  if (!bytes.starts_with(kMagic)) return Damaged("it does not begin with RPRSEQ03");
   bytes.remove_prefix(kMagic.size());
   if (bytes.size() < kHashBytes) return Damaged("it is cut short");
   const std::string_view hash = bytes.substr(0, kHashBytes);

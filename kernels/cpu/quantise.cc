@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/cpu/formats.h"
 
@@ -46,6 +47,48 @@ inline float NearestE2m1(float x) {
   return std::fabs(x) < 1.0f ? subnormal : normal;
 }
 
+int Fp8Exponent(const float* x, int64_t n) {
+  return Log2Ceil(Amax(x, n, kFp8FloorAmax) * (1.0f / kFp8Max));
+}
+
+int Fp4Exponent(const float* x, int64_t n) {
+  return Log2Ceil(Amax(x, n, kFp4FloorAmax) * (1.0f / kFp4Max));
+}
+
+constexpr int64_t kScaleBytesMultiple = 8;  // of an entry
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+uint8_t SignBit(float x, int place) {
+  return static_cast<uint8_t>(std::bit_cast<uint32_t>(x) >> 31 << place);
+}
+
+// x is an e4m3 value.
+uint8_t E4m3Code(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x) & 0x7FFFFFFF;
+  const float size = std::bit_cast<float>(bits);
+  const uint8_t code = size < 0x1.0p-6f ? static_cast<uint8_t>(size * 0x1.0p9f)
+                                        : static_cast<uint8_t>((bits >> 20) - (120 << 3));
+  return code | SignBit(x, 7);
+}
+
+// x is an e2m1 value.
+uint8_t E2m1Code(float x) {
+  constexpr uint8_t kCodeOfTwice[13] = {0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7};
+  return kCodeOfTwice[static_cast<int>(std::fabs(x) * 2.0f)] | SignBit(x, 3);
+}
+
+uint8_t ScaleByte(int exponent) { return static_cast<uint8_t>(exponent + 127); }
+
+// The values of all codes of a format.
+template <int kCodes, float (*kWiden)(uint8_t)>
+struct CodeTable {
+  CodeTable() {
+    for (int code = 0; code < kCodes; ++code) value[code] = kWiden(static_cast<uint8_t>(code));
+  }
+  float value[kCodes];
+};
+
 }  // namespace
 
 void RoundToBf16(float* x, int64_t n) {
@@ -55,7 +98,7 @@ void RoundToBf16(float* x, int64_t n) {
 void QuantiseFp8(const float* x, int64_t n, int64_t group, float* out) {
   for (int64_t begin = 0; begin < n; begin += group) {
     const int64_t end = std::min(n, begin + group);
-    const int exponent = Log2Ceil(Amax(x + begin, end - begin, kFp8FloorAmax) * (1.0f / kFp8Max));
+    const int exponent = Fp8Exponent(x + begin, end - begin);
     const float scale = PowerOfTwo(exponent), inverse = PowerOfTwo(-exponent);
     for (int64_t i = begin; i < end; ++i)
       out[i] = NearestE4m3(std::clamp(x[i] * inverse, -kFp8Max, kFp8Max)) * scale;
@@ -65,10 +108,75 @@ void QuantiseFp8(const float* x, int64_t n, int64_t group, float* out) {
 void QuantiseFp4(float* x, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += kFp4Group) {
     const int64_t end = std::min(n, begin + kFp4Group);
-    const int exponent = Log2Ceil(Amax(x + begin, end - begin, kFp4FloorAmax) * (1.0f / kFp4Max));
+    const int exponent = Fp4Exponent(x + begin, end - begin);
     const float scale = PowerOfTwo(exponent), inverse = PowerOfTwo(-exponent);
     for (int64_t i = begin; i < end; ++i)
       x[i] = NearestE2m1(std::clamp(x[i] * inverse, -kFp4Max, kFp4Max)) * scale;
+  }
+}
+
+int64_t PackedEntryBytes(int64_t dim, int64_t rope) {
+  const int64_t scales = CeilDiv(dim - rope, kFp8KvGroup);
+  return dim - rope + 2 * rope + CeilDiv(scales, kScaleBytesMultiple) * kScaleBytesMultiple;
+}
+
+void PackEntry(const float* x, int64_t dim, int64_t rope, uint8_t* out) {
+  const int64_t plain = dim - rope;
+  uint8_t* halves = out + plain;
+  uint8_t* scales = halves + 2 * rope;
+  for (int64_t begin = 0; begin < plain; begin += kFp8KvGroup) {
+    const int64_t end = std::min(plain, begin + kFp8KvGroup);
+    const int exponent = Fp8Exponent(x + begin, end - begin);
+    const float inverse = PowerOfTwo(-exponent);
+    for (int64_t i = begin; i < end; ++i) out[i] = E4m3Code(x[i] * inverse);
+    scales[begin / kFp8KvGroup] = ScaleByte(exponent);
+  }
+  for (int64_t i = 0; i < rope; ++i) {
+    const uint16_t half = static_cast<uint16_t>(std::bit_cast<uint32_t>(x[plain + i]) >> 16);
+    std::memcpy(halves + 2 * i, &half, sizeof(half));
+  }
+}
+
+void UnpackEntry(const uint8_t* in, int64_t dim, int64_t rope, float* out) {
+  static const CodeTable<256, WidenE4m3> kTable;
+  const int64_t plain = dim - rope;
+  const uint8_t* halves = in + plain;
+  const uint8_t* scales = halves + 2 * rope;
+  for (int64_t begin = 0; begin < plain; begin += kFp8KvGroup) {
+    const int64_t end = std::min(plain, begin + kFp8KvGroup);
+    const float scale = WidenE8m0(scales[begin / kFp8KvGroup]);
+    for (int64_t i = begin; i < end; ++i) out[i] = kTable.value[in[i]] * scale;
+  }
+  for (int64_t i = 0; i < rope; ++i) {
+    uint16_t half;
+    std::memcpy(&half, halves + 2 * i, sizeof(half));
+    out[plain + i] = WidenBf16(half);
+  }
+}
+
+int64_t PackedKeyBytes(int64_t dim) { return CeilDiv(dim, 2) + CeilDiv(dim, kFp4Group); }
+
+void PackKey(const float* x, int64_t dim, uint8_t* out) {
+  uint8_t* scales = out + CeilDiv(dim, 2);
+  std::fill(out, scales, uint8_t{0});
+  for (int64_t begin = 0; begin < dim; begin += kFp4Group) {
+    const int64_t end = std::min(dim, begin + kFp4Group);
+    const int exponent = Fp4Exponent(x + begin, end - begin);
+    const float inverse = PowerOfTwo(-exponent);
+    for (int64_t i = begin; i < end; ++i)
+      out[i / 2] |= static_cast<uint8_t>(E2m1Code(x[i] * inverse) << (i % 2 * 4));
+    scales[begin / kFp4Group] = ScaleByte(exponent);
+  }
+}
+
+void UnpackKey(const uint8_t* in, int64_t dim, float* out) {
+  static const CodeTable<16, WidenE2m1> kTable;
+  const uint8_t* scales = in + CeilDiv(dim, 2);
+  for (int64_t begin = 0; begin < dim; begin += kFp4Group) {
+    const int64_t end = std::min(dim, begin + kFp4Group);
+    const float scale = WidenE8m0(scales[begin / kFp4Group]);
+    for (int64_t i = begin; i < end; ++i)
+      out[i] = kTable.value[in[i / 2] >> (i % 2 * 4) & 15] * scale;
   }
 }
 

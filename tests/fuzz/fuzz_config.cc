@@ -16,8 +16,11 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   const int64_t page = PageTokens(*config);
   Require(page > 0 && page <= kPageTokensMax, "a page has a size");
-  const KvLayout layout(*config, /*mtp_blocks=*/0);
-  Require(layout.block_floats > 0 && layout.page_floats >= 0, "a sequence has a size");
-  Require(layout.Bytes(config->max_context) >= layout.Bytes(1), "a longer sequence is no smaller");
+  for (const bool packed : {false, true}) {
+    const KvLayout layout(*config, /*mtp_blocks=*/0, packed);
+    Require(layout.block_floats > 0 && layout.page_bytes >= 0, "a sequence has a size");
+    Require(layout.Bytes(config->max_context) >= layout.Bytes(1),
+            "longer sequences are no smaller");
+  }
   return 0;
 }

@@ -73,6 +73,10 @@ TEST(PublishedTest, FlashHasTheTotalsOfItsCensus) {
   EXPECT_EQ(info.hca_layers, 20);
   EXPECT_EQ(info.mtp_blocks, 1);
   EXPECT_TRUE(info.quantised);
+  // 21 CSA layers with 32 entries of 584 and 32 keys of 68 bytes a page, 20 HCA layers with one.
+  EXPECT_EQ(info.kv_page_tokens, 128);
+  EXPECT_EQ(info.kv_page_bytes, 21 * 32 * (584 + 68) + 20 * 584);
+  EXPECT_NEAR(static_cast<double>(info.kv_page_bytes) / 128, 3514.25, 0.01);
   EXPECT_NEAR(static_cast<double>(info.parameters) * 1e-9, 284, 1);
   EXPECT_NEAR(static_cast<double>(info.active_parameters) * 1e-9, 13, 1);
 }

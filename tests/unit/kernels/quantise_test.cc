@@ -103,6 +103,44 @@ TEST(QuantiseTest, IsIdempotentAndBf16Exact) {
   }
 }
 
+TEST(PackTest, EntriesAndKeysComeBackBitForBit) {
+  EXPECT_EQ(PackedEntryBytes(512, 64), 584);
+  EXPECT_EQ(PackedKeyBytes(128), 68);
+  std::mt19937 random(21);
+  for (const auto& [dim, rope] : {std::pair<int64_t, int64_t>{512, 64}, {64, 16}, {40, 8}}) {
+    for (int round = 0; round < 400; ++round) {
+      const float size = std::ldexp(1.0f, static_cast<int>(random() % 60) - 40);
+      std::vector<float> x = Normals(static_cast<size_t>(dim), random(), size), y(x.size());
+      // Zeros of both signs, and a channel far above the others.
+      x[random() % 8] = 0.0f;
+      x[random() % 8] = -0.0f;
+      if (round % 3 == 0) x[random() % x.size()] *= 1e4f;
+      if (round % 50 == 0) std::fill(x.begin(), x.end(), round % 100 == 0 ? 0.0f : 1e-9f);
+      RoundToBf16(x.data(), dim);
+      QuantiseFp8(x.data(), dim - rope, kFp8KvGroup, x.data());
+      std::vector<uint8_t> bytes(static_cast<size_t>(PackedEntryBytes(dim, rope)));
+      PackEntry(x.data(), dim, rope, bytes.data());
+      UnpackEntry(bytes.data(), dim, rope, y.data());
+      ASSERT_EQ(std::memcmp(x.data(), y.data(), x.size() * sizeof(float)), 0)
+          << dim << ", " << round;
+    }
+  }
+  for (const int64_t dim : {128, 32, 16, 50}) {
+    for (int round = 0; round < 400; ++round) {
+      const float size = std::ldexp(1.0f, static_cast<int>(random() % 200) - 130);
+      std::vector<float> x = Normals(static_cast<size_t>(dim), random(), size), y(x.size());
+      x[random() % 8] = -0.0f;
+      if (round % 50 == 0) std::fill(x.begin(), x.end(), 0.0f);
+      QuantiseFp4(x.data(), dim);
+      std::vector<uint8_t> bytes(static_cast<size_t>(PackedKeyBytes(dim)), 0xFF);
+      PackKey(x.data(), dim, bytes.data());
+      UnpackKey(bytes.data(), dim, y.data());
+      ASSERT_EQ(std::memcmp(x.data(), y.data(), x.size() * sizeof(float)), 0)
+          << dim << ", " << round;
+    }
+  }
+}
+
 TEST(QuantiseTest, HadamardTwiceIsTheIdentity) {
   const std::vector<float> x = Normals(128, 5);
   std::vector<float> y = x;
