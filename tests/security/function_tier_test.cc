@@ -8,6 +8,7 @@
 
 #include <csignal>
 #include <filesystem>
+#include <sstream>
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -17,6 +18,7 @@
 #include "base/fd.h"
 #include "sandboxd/function/control.h"
 #include "sandboxd/function/function_tier.h"
+#include "tests/killed_child.h"
 #include "tests/security/tier_call.h"
 
 namespace reprise::sandboxd {
@@ -59,6 +61,12 @@ class FunctionTierTest : public testing::Test {
     EXPECT_TRUE(call.record->WaitEnd());
     if (call.record->call() != nullptr) call.record->call()->Release();
     return call.record;
+  }
+  void BindShared(const std::string& directory) {
+    auto* bind = spec_.add_binds();
+    bind->set_host_path(directory);
+    bind->set_sandbox_path("/mnt/s");
+    bind->set_writable(true);
   }
   std::shared_ptr<CallRecord> Sh(const std::string& script) { return Run(ShellRequest(script)); }
 
@@ -337,38 +345,45 @@ TEST_F(FunctionTierTest, BindsAreReadOnlyUnlessAsked) {
 
 // ---- a daemon that was killed
 
-// Makes a tier in a child process, starts `script` in it, writes the placement, and is killed.
-std::string StartAndDie(const std::string& state, const sandbox::SandboxSpec& spec,
+// What StartAndDie gives its child, one a line: bytes of output to wait for, a directory to bind
+// (or none), and the script.
+TEST_F(FunctionTierTest, DISABLED_ChildThatDies) {
+  if (ChildDir().empty()) GTEST_SKIP() << "runs as a child of tests that kill a daemon";
+  std::istringstream given(ChildPoint());
+  size_t output = 0;
+  std::string bind, script;
+  given >> output;
+  given.ignore();
+  std::getline(given, bind);
+  std::getline(given, script);
+  if (!bind.empty()) BindShared(bind);
+  tier_->Shutdown();  // the test's own leaves nothing
+  tier_.reset();
+  std::filesystem::remove_all(state_.path());
+  auto tier = MakeTier(ChildDir());
+  auto call = StartCall(tier.get(), {"box", &spec_, "function"}, ShellRequest(script),
+                        /*acknowledge=*/false);
+  ASSERT_TRUE(call.ok() && call->record->WaitOutput(output));
+  ASSERT_TRUE(base::WriteFileAtomic(ChildDir() + "/placement", call->placement).ok());
+  ::raise(SIGKILL);
+}
+
+// Makes a tier in a process of its own, starts `script` in it, and kills it; answers with the
+// placement of the call.
+std::string StartAndDie(const std::string& state, const std::string& bind,
                         const std::string& script, size_t output) {
-  int pipe_fds[2];
-  EXPECT_EQ(::pipe(pipe_fds), 0);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    auto tier = MakeTier(state);
-    auto call = StartCall(tier.get(), {"box", &spec, "function"}, ShellRequest(script),
-                          /*acknowledge=*/false);
-    if (!call.ok() || !call->record->WaitOutput(output)) ::_exit(1);
-    (void)!::write(pipe_fds[1], call->placement.data(), call->placement.size());
-    ::raise(SIGKILL);
-  }
-  ::close(pipe_fds[1]);
-  char buffer[256];
-  const ssize_t count = ::read(pipe_fds[0], buffer, sizeof(buffer));
-  ::close(pipe_fds[0]);
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  EXPECT_TRUE(WIFSIGNALED(status));
-  return count > 0 ? std::string(buffer, static_cast<size_t>(count)) : "";
+  const ChildEnd end = RunChild("FunctionTierTest.DISABLED_ChildThatDies", state,
+                                std::to_string(output) + "\n" + bind + "\n" + script);
+  EXPECT_TRUE(WIFSIGNALED(end.status) && WTERMSIG(end.status) == SIGKILL) << end.status;
+  auto placement = base::ReadFile(state + "/placement");
+  return placement.ok() ? *placement : "";
 }
 
 TEST_F(FunctionTierTest, ACallOutlivesItsDaemonAndIsFoundAgain) {
   base::ScratchDir state, shared;
   ASSERT_EQ(::chmod(shared.path().c_str(), 0777), 0);
-  auto* bind = spec_.add_binds();
-  bind->set_host_path(shared.path());
-  bind->set_sandbox_path("/mnt/s");
-  bind->set_writable(true);
-  const std::string placement = StartAndDie(state.path(), spec_,
+  BindShared(shared.path());
+  const std::string placement = StartAndDie(state.path(), shared.path(),
                                             "echo run >> /mnt/s/count; echo first; while [ ! -e "
                                             "/mnt/s/go ]; do sleep 0.01; done; echo second",
                                             6);
@@ -414,7 +429,7 @@ TEST_F(FunctionTierTest, ACallThatEndedWithoutItsDaemonIsFoundWithItsResult) {
 
 TEST_F(FunctionTierTest, LeftoversOfAKilledDaemonGo) {
   base::ScratchDir state;
-  const std::string placement = StartAndDie(state.path(), spec_, "echo on; sleep 1000", 3);
+  const std::string placement = StartAndDie(state.path(), "", "echo on; sleep 1000", 3);
   ASSERT_FALSE(placement.empty());
   auto tier = MakeTier(state.path());
   tier->RecoveryDone();

@@ -12,7 +12,7 @@
 
 #include "base/failpoint.h"
 #include "base/fd.h"
-#include "tests/unit/killed_child.h"
+#include "tests/killed_child.h"
 
 namespace reprise::replay {
 namespace {

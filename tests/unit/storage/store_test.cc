@@ -14,7 +14,7 @@
 
 #include "base/failpoint.h"
 #include "base/fd.h"
-#include "tests/unit/killed_child.h"
+#include "tests/killed_child.h"
 
 namespace reprise::storage {
 namespace {
