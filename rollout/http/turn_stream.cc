@@ -223,7 +223,9 @@ bool TurnStream::StepValue(std::vector<TurnDelta>* out) {
     Emit(Kind::kArguments, value, out);
     held_.erase(0, end);
   } else {
-    const size_t give = ended ? end : held_.size() - Overlap(held_, close);
+    // A marker that is not whole yet may turn out to be the value's, which is an error.
+    const size_t keep = std::max(Overlap(held_, close), Overlap(held_, engine::kDsml));
+    const size_t give = ended ? end : held_.size() - keep;
     Emit(Kind::kArguments, Escaped(std::string_view(held_).substr(0, give)), out);
     held_.erase(0, give);
     if (!ended) return false;
