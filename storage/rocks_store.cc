@@ -129,14 +129,17 @@ absl::Status RocksStore::CheckFamilies() {
   const std::string expected = absl::StrJoin(options_.families, "\n");
   std::string record;
   rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), handles_[0], kFamiliesKey, &record);
-  if (status.IsNotFound()) {
+  auto write_expected = [&] {
     rocksdb::WriteOptions write;
     write.sync = true;
     status = db_->Put(write, handles_[0], kFamiliesKey, FrameRecord(kFamiliesKey, expected));
     return status.ok() ? absl::OkStatus() : WriteError(status);
-  }
+  };
+  if (status.IsNotFound()) return write_expected();
   if (!status.ok()) return ReadError(status, -1, kFamiliesKey);
   absl::StatusOr<std::string_view> found = UnframeRecord(kFamiliesKey, record);
+  // A program that has gained families goes on with the store of the one before it.
+  if (found.ok() && expected.starts_with(std::string(*found) + "\n")) return write_expected();
   if (!found.ok() || *found != expected) {
     return absl::DataLossError(
         fmt::format("the store {} holds other column families than this program uses; "

@@ -35,7 +35,7 @@ TEST(MtpTest, LogitsAgreeWithTorch) {
   ASSERT_TRUE(config.ok() && checkpoint.ok());
   auto weights = BindWeights(**checkpoint, *config);
   ASSERT_TRUE(weights.ok()) << weights.status();
-  const Model model(&*config, &*weights, /*reference=*/true, /*mtp=*/true);
+  const Model model(&*config, /*reference=*/true, /*mtp=*/true);
   auto file = SafetensorsFile::Open(ModelPath() + "/golden.safetensors");
   ASSERT_TRUE(file.ok());
   const auto& tensors = (*file)->tensors();
@@ -53,7 +53,7 @@ TEST(MtpTest, LogitsAgreeWithTorch) {
     segment.kv = &kv;
     segment.tokens = ids;
     segment.residual = residual.data();
-    model.Forward({&segment, 1}, nullptr, &workspace);
+    model.Forward(*weights, {&segment, 1}, nullptr, &workspace);
     // In two pieces: the second finds the first in the block's window.
     const size_t cut = ids.size() / 2;
     for (const auto& [from, to] : {std::pair<size_t, size_t>{0, cut}, {cut, ids.size() - 1}}) {
@@ -63,7 +63,7 @@ TEST(MtpTest, LogitsAgreeWithTorch) {
       segment.residual = residual.data() + from * flat;
       segment.logits = logits.data() + from * kVocab;
       segment.logit_rows = static_cast<int64_t>(to - from);
-      model.Draft({&segment, 1}, nullptr, &workspace);
+      model.Draft(*weights, {&segment, 1}, nullptr, &workspace);
     }
     const auto golden = Read<float>(tensors.at(name + "mtp_logits"));
     const auto kept = Read<int64_t>(tensors.at(name + "positions"));

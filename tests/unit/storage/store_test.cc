@@ -82,6 +82,23 @@ TEST(Store, RefusesASecondOwnerAndOtherFamilies) {
   EXPECT_EQ(Store::Open(other).status().code(), absl::StatusCode::kDataLoss);
 }
 
+TEST(Store, GainsFamiliesBehindThoseItHas) {
+  base::ScratchDir dir;
+  {
+    auto store = Store::Open(Options(dir.path()));
+    ASSERT_TRUE(store.ok() && PutOne(store->get(), 0).ok());
+  }
+  StoreOptions more = Options(dir.path());
+  more.families = {"a", "b", "c"};
+  {
+    auto store = Store::Open(more);
+    ASSERT_TRUE(store.ok()) << store.status();
+    EXPECT_EQ(Prefix(store->get()), 1);
+  }
+  EXPECT_TRUE(Store::Open(more).ok());
+  EXPECT_EQ(Store::Open(Options(dir.path())).status().code(), absl::StatusCode::kDataLoss);
+}
+
 TEST(Store, ManyWritersShareGroups) {
   base::ScratchDir dir;
   auto store = Store::Open(Options(dir.path()));
