@@ -182,7 +182,7 @@ TEST_P(WeightsCrashTest, AKillInAnUpdateLosesNothing) {
   const std::string policy = "[weights]\nkv = \"keep\"\n";
   {
     Rolloutd daemon(state_.path(), GetParam());
-    daemon.Submit(Job("crash", 6, 12, policy));
+    daemon.Submit(Job("crash", 24, 12, policy));
     daemon.WaitTokens("crash", 150);
     wire::LoadWeightsAnswer answer;
     const grpc::Status status = daemon.Load(Checkpoint(1), &answer);
@@ -204,7 +204,7 @@ TEST_P(WeightsCrashTest, AKillInAnUpdateLosesNothing) {
   }
   Rolloutd daemon(state_.path());
   const std::vector<Json> records = daemon.Finish("crash");
-  ASSERT_EQ(records.size(), 12u);
+  ASSERT_EQ(records.size(), 48u);
   EXPECT_GT(Mixed(records), 0u);
   for (const Json& record : records) EXPECT_EQ(record["valid"], true);
   Check(records);
