@@ -29,6 +29,9 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   sandbox.token_file = options.token_file;
   sandbox.durability = options.durability;
   sandbox.bind_roots = options.bind_roots;
+  sandbox.chunk_images = options.chunk_images;
+  sandbox.image_cold = options.image_cold;
+  sandbox.image_disk_bytes = options.image_disk_bytes;
   sandbox.helper_dir = options.helper_dir;
   ASSIGN_OR_RETURN(embedded->sandboxd_, sandboxd::Daemon::Start(sandbox));
   DaemonOptions rollout;

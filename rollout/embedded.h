@@ -18,12 +18,15 @@ struct EmbeddedOptions {
   storage::Durability durability = storage::Durability::kFsync;
   int threads = 0;                      // of the engine; 0 = one a core
   std::vector<std::string> bind_roots;  // host directories below which sandboxes may bind
-  std::string helper_dir;               // as sandboxd's
-  std::vector<std::string> listen;      // addresses of sandboxd beside STATE/sandboxd.sock
-  std::string token_file;               // as sandboxd's, and of rolloutd's HTTP port
-  std::string http;                     // HOST:PORT of rolloutd's HTTP port; "" = none
-  std::vector<std::string> models;      // checkpoint directories that it serves
-  std::string thinking = "thinking";    // as rolloutd's
+  bool chunk_images = false;            // as sandboxd's, with the two below
+  std::string image_cold;
+  uint64_t image_disk_bytes = 0;
+  std::string helper_dir;             // as sandboxd's
+  std::vector<std::string> listen;    // addresses of sandboxd beside STATE/sandboxd.sock
+  std::string token_file;             // as sandboxd's, and of rolloutd's HTTP port
+  std::string http;                   // HOST:PORT of rolloutd's HTTP port; "" = none
+  std::vector<std::string> models;    // checkpoint directories that it serves
+  std::string thinking = "thinking";  // as rolloutd's
 };
 
 class Embedded {

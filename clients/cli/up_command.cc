@@ -78,6 +78,15 @@ void AddUpCommand(CLI::App& app, Context& context) {
   leaf->add_option("--bind-root", embedded.bind_roots,
                    "host directory below which sandboxes may bind; repeatable")
       ->type_name("DIR");
+  leaf->add_flag("--image-chunks", embedded.chunk_images,
+                 "keep images of containers in chunks that are read on demand");
+  leaf->add_option("--image-cold", embedded.image_cold,
+                   "cold tier of --image-chunks: a directory or s3://BUCKET?region=REGION")
+      ->type_name("PLACE");
+  leaf->add_option("--image-disk-bytes", embedded.image_disk_bytes,
+                   "bound of --image-chunks on local disk")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->type_name("BYTES");
   leaf->add_option("--threads", embedded.threads, "engine threads, 0 = one a core")
       ->check(CLI::Range(0, 4096))
       ->type_name("N");
