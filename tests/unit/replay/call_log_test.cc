@@ -196,7 +196,9 @@ TEST_F(CallLogTest, SecretsReachNoFile) {
   absl::Status status = log_->Find(other).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(std::string(status.message()).find("another-secret"), std::string::npos);
-  Reopen();
+  Reopen();  // flushes what the log held
+  log_.reset();
+  store_.reset();  // an open store deletes files under the reader
   for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_.path())) {
     if (!entry.is_regular_file()) continue;
     auto content = base::ReadFile(entry.path().string());
