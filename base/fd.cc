@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include "base/ids.h"
 #include "base/status_macros.h"
 
 namespace reprise::base {
@@ -135,6 +136,13 @@ absl::Status MakeDirs(const std::string& path, uint32_t mode) {
     return absl::InvalidArgumentError(fmt::format("{} exists and is not a directory", path));
   }
   return absl::OkStatus();
+}
+
+TempPath::TempPath(const std::string& prefix) : path_(prefix + RandomHex(8)) {}
+
+TempPath::~TempPath() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
 }
 
 ScratchDir::ScratchDir(std::string_view prefix) {

@@ -46,6 +46,21 @@ absl::Status MakeDirs(const std::string& path, uint32_t mode = 0755);
 // Writes all bytes to a blocking descriptor, through EINTR and short writes.
 absl::Status WriteAll(int fd, std::string_view data, std::string_view what);
 
+// A new name below a directory of the caller's, removed with all its content at the end of its
+// scope; what is made there is the caller's affair.
+class TempPath {
+ public:
+  // PREFIX and 16 random hexadecimal digits.
+  explicit TempPath(const std::string& prefix);
+  ~TempPath();
+  TempPath(const TempPath&) = delete;
+  TempPath& operator=(const TempPath&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  const std::string path_;
+};
+
 // A directory below TMPDIR (or /tmp) that is removed with all its content when this goes out of scope.
 class ScratchDir {
  public:

@@ -24,22 +24,6 @@ constexpr char kSizeLabel[] = "reprise/size";      // of the layers, bytes as st
 constexpr char kLayersLabel[] = "reprise/layers";  // number of layers
 constexpr char kSnapshotRefLabel[] = "containerd.io/gc.ref.snapshot.overlayfs";
 
-// Removed with all its content when it goes out of scope.
-class ImportDir {
- public:
-  explicit ImportDir(const std::string& parent) : path_(parent + "/import-" + base::RandomHex(8)) {}
-  ~ImportDir() {
-    std::error_code error;
-    std::filesystem::remove_all(path_, error);
-  }
-  ImportDir(const ImportDir&) = delete;
-  ImportDir& operator=(const ImportDir&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  const std::string path_;
-};
-
 // A blob source that gives `text` once.
 std::function<absl::StatusOr<std::string>()> Once(std::string text) {
   return [text = std::move(text)]() mutable -> absl::StatusOr<std::string> {
@@ -117,7 +101,7 @@ absl::StatusOr<sandbox::Image> ImageStore::Import(const std::string& name,
     return absl::InvalidArgumentError(
         fmt::format("image source '{}' must be an absolute path on this host", source));
   }
-  const ImportDir scratch(scratch_dir_);
+  const base::TempPath scratch(scratch_dir_ + "/import-");
   RETURN_IF_ERROR(base::MakeDirs(scratch.path(), 0700));
   ASSIGN_OR_RETURN(const ImageBundle bundle, OpenImageSource(source, scratch.path()));
 

@@ -13,9 +13,9 @@
 #include <set>
 
 #include "absl/container/flat_hash_set.h"
+#include "base/fd.h"
 #include "base/failpoint.h"
 #include "base/format.h"
-#include "base/ids.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "sandboxd/image/image_name.h"
@@ -76,22 +76,6 @@ absl::StatusOr<CatalogImage> FromJson(const std::string& text, const std::string
   if (!CheckImageName(image.name).ok()) return damaged();
   return image;
 }
-
-// Removed with all its content when it goes out of scope.
-class ImportDir {
- public:
-  explicit ImportDir(const std::string& parent) : path_(parent + "/import-" + base::RandomHex(8)) {}
-  ~ImportDir() {
-    std::error_code error;
-    std::filesystem::remove_all(path_, error);
-  }
-  ImportDir(const ImportDir&) = delete;
-  ImportDir& operator=(const ImportDir&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  const std::string path_;
-};
 
 }  // namespace
 
@@ -214,7 +198,7 @@ absl::StatusOr<CatalogImage> ImageCatalog::Import(const std::string& name,
     image.digest = Sha256Digest(id);
     image.layers.push_back(std::move(id));
   } else {
-    const ImportDir scratch(options_.dir + "/scratch");
+    const base::TempPath scratch(options_.dir + "/scratch/import-");
     RETURN_IF_ERROR(base::MakeDirs(scratch.path(), 0700));
     ASSIGN_OR_RETURN(const ImageBundle bundle, OpenImageSource(source, scratch.path()));
     image.digest = bundle.manifest.digest;

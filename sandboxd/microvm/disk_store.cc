@@ -35,22 +35,6 @@ constexpr uint64_t kBusyboxBytesMax = 64 << 20;
 constexpr uint64_t kRecordBytesMax = 16 << 20;
 constexpr char kDefaultVersion[] = "1";  // of how the default root is made
 
-// Removed with all its content when it goes out of scope.
-class WorkDir {
- public:
-  explicit WorkDir(const std::string& parent) : path_(parent + "/work-" + base::RandomHex(8)) {}
-  ~WorkDir() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  WorkDir(const WorkDir&) = delete;
-  WorkDir& operator=(const WorkDir&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  const std::string path_;
-};
-
 absl::Status RunMkfs(const std::string& target, const std::string& root) {
   // Times of the files themselves would make equal images differ; their content is what counts.
   const char* const argv[] = {kMkfs, "-T0", "--quiet", target.c_str(), root.c_str(), nullptr};
@@ -194,7 +178,7 @@ absl::StatusOr<sandbox::Image> DiskStore::Import(const std::string& name,
     return absl::InvalidArgumentError(
         fmt::format("image source '{}' must be an absolute path on this host", source));
   }
-  const WorkDir work(dir_);
+  const base::TempPath work(dir_ + "/work-");
   const std::string scratch = work.path() + "/scratch", root = work.path() + "/root";
   RETURN_IF_ERROR(base::MakeDirs(scratch, 0700));
   ASSIGN_OR_RETURN(const ImageBundle bundle, OpenImageSource(source, scratch));
@@ -264,7 +248,7 @@ absl::StatusOr<Disk> DiskStore::DefaultRoot() {
   disk.digest = Sha256Digest(kDefaultVersion + *busybox);
   disk.path = DiskPath(disk.digest);
   if (access(disk.path.c_str(), R_OK) == 0) return disk;
-  const WorkDir work(dir_);
+  const base::TempPath work(dir_ + "/work-");
   RETURN_IF_ERROR(MakeBusyboxRoot(work.path()));
   RETURN_IF_ERROR(MakeDisk(work.path(), disk.digest));
   return disk;
