@@ -13,6 +13,14 @@
 namespace reprise::engine {
 
 struct JsonValue {
+  // Not here: `members` holds values of this very type, which ends below.
+  JsonValue();
+  ~JsonValue();
+  JsonValue(const JsonValue&);
+  JsonValue(JsonValue&&) noexcept;
+  JsonValue& operator=(const JsonValue&);
+  JsonValue& operator=(JsonValue&&) noexcept;
+
   enum class Kind { kNull, kBool, kNumber, kString, kArray, kObject } kind = Kind::kNull;
   bool boolean = false;
   std::string text;  // kString: decoded UTF-8; kNumber: as written

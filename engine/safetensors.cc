@@ -93,7 +93,7 @@ absl::Status SafetensorsFile::ReadHeader() {
   std::vector<std::pair<uint64_t, uint64_t>> ranges;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
-    auto malformed = [&](std::string_view what) {
+    auto malformed = [&, &name = name](std::string_view what) {
       return absl::DataLossError(fmt::format("{}: tensor {}: {}", path_, name, what));
     };
     if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") ||
