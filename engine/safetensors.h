@@ -44,6 +44,16 @@ class SafetensorsFile {
   std::map<std::string, TensorView> tensors_;
 };
 
+// A tensor of a file that is being written.
+struct TensorHead {
+  std::string name, dtype;
+  std::vector<int64_t> shape;
+  uint64_t bytes = 0;
+};
+// What stands before the data of a file whose tensors follow in this order, without gaps: the
+// length, the header, and padding to 8 bytes.
+std::string SafetensorsHead(const std::vector<TensorHead>& tensors);
+
 // "[3, 4]".
 std::string ShapeText(const std::vector<int64_t>& shape);
 

@@ -61,12 +61,16 @@ constexpr std::array kGlobalNames = {
 constexpr std::string_view kLayerPrefix = "model.layers.";
 constexpr std::string_view kMtpPrefix = "mtp.";
 
+// `back`: from the official name.
 template <size_t n>
-std::optional<std::string> Renamed(std::string_view name, const std::array<Rename, n>& table) {
+std::optional<std::string> Renamed(std::string_view name, const std::array<Rename, n>& table,
+                                   bool back = false) {
   for (const Rename& rename : table) {
-    if (!name.starts_with(rename.from)) continue;
-    const std::string_view rest = name.substr(rename.from.size());
-    if (rest.empty() || rest[0] == '.') return fmt::format("{}{}", rename.to, rest);
+    const std::string_view from = back ? rename.to : rename.from;
+    if (!name.starts_with(from)) continue;
+    const std::string_view rest = name.substr(from.size());
+    if (rest.empty() || rest[0] == '.')
+      return fmt::format("{}{}", back ? rename.from : rename.to, rest);
   }
   return std::nullopt;
 }
@@ -143,6 +147,28 @@ absl::Status OfficialTensors(const std::string& name, const TensorView& view,
   const std::optional<std::string> renamed = Renamed(text, kGlobalNames);
   out->emplace_back(renamed ? *renamed : OfficialScale(name), view);
   return absl::OkStatus();
+}
+
+std::string TransformersName(std::string_view name) {
+  if (name.starts_with(kMtpPrefix)) return "";
+  constexpr std::string_view kLayers = "layers.", kExperts = "ffn.experts.", kScale = ".scale";
+  std::string theirs(name);
+  if (name.starts_with(kLayers)) {
+    const size_t dot = name.find('.', kLayers.size()) + 1;
+    const std::string prefix = fmt::format("model.{}", name.substr(0, dot));
+    const std::string_view rest = name.substr(dot);
+    if (rest.starts_with(kExperts)) {
+      const bool down = rest.find(".w2.") != std::string_view::npos;
+      return fmt::format("{}mlp.experts.{}_proj{}", prefix, down ? "down" : "gate_up",
+                         rest.ends_with(kScale) ? "_scale_inv" : "");
+    }
+    theirs = prefix + Renamed(rest, kLayerNames, /*back=*/true).value_or(std::string(rest));
+  } else if (const auto renamed = Renamed(name, kGlobalNames, /*back=*/true)) {
+    theirs = *renamed;
+  }
+  if (theirs.ends_with("_proj.scale"))
+    theirs = theirs.substr(0, theirs.size() - kScale.size()) + ".weight_scale_inv";
+  return theirs;
 }
 
 }  // namespace reprise::engine

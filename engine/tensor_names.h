@@ -4,6 +4,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,5 +19,10 @@ namespace reprise::engine {
 // tensor, what was expected and what was found.
 absl::Status OfficialTensors(const std::string& name, const TensorView& view,
                              std::vector<std::pair<std::string, TensorView>>* out);
+
+// The name under which transformers keeps the official tensor `name`; of a routed expert's matrix or
+// scale that of its stack, whose parts are the experts in order, of w1 and w3 by turns or of w2.
+// "" for an MTP block's, which transformers drops.
+std::string TransformersName(std::string_view name);
 
 }  // namespace reprise::engine

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "base/status_macros.h"
+#include "engine/stored_rows.h"
 #include "kernels/cpu/matmul.h"
 
 namespace reprise::engine {
@@ -103,15 +104,15 @@ class Binder {
     const uint8_t* bytes = view.data;
     uint64_t count = view.bytes;
     if (view.dtype == "F32") {
-      count /= sizeof(float);
-      auto copy = std::make_unique<uint8_t[]>(count);
-      for (uint64_t i = 0; i < count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, view.data + i * sizeof(float), sizeof(bits));
-        if ((bits & 0x807FFFFF) != 0)
-          Fail(name, i, "no power of two; this engine needs UE8M0 scales");
-        copy[i] = static_cast<uint8_t>(bits >> 23);
+      const auto scales =
+          ScaleBytes(view, fmt::format("{}: tensor {}", checkpoint_.directory(), name));
+      if (!scales.ok()) {
+        status_.Update(scales.status());
+        return bytes;
       }
+      count = scales->size();
+      auto copy = std::make_unique<uint8_t[]>(count);
+      std::copy(scales->begin(), scales->end(), copy.get());
       model_.copies.push_back(std::move(copy));
       bytes = model_.copies.back().get();
     }

@@ -69,6 +69,34 @@ void AddModelCommands(CLI::App& app, Context& context) {
       ->type_name("FILE");
   AddThreads(*leaf, *logits);
 
+  auto convert = std::make_shared<ModelOptions>();
+  leaf = Add(*group, context, "convert",
+             "copy a checkpoint: other number formats, other names, fewer experts", convert,
+             ConvertModel);
+  AddModel(*leaf, *convert);
+  leaf->add_option("--out", convert->out, "the new directory")->required()->type_name("DIR");
+  leaf->add_option("--dtype", convert->matrices, "format of the matrices: keep, f32, bf16 or fp8")
+      ->check(CLI::IsMember({"keep", "f32", "bf16", "fp8"}))
+      ->capture_default_str()
+      ->type_name("TYPE");
+  leaf->add_option(
+          "--expert-dtype", convert->experts,
+          "format of the routed experts: keep, f32, bf16, fp8 or fp4 [default: as --dtype]")
+      ->check(CLI::IsMember({"keep", "f32", "bf16", "fp8", "fp4"}))
+      ->type_name("TYPE");
+  leaf->add_option("--layout", convert->layout,
+                   "names: official, or transformers (without MTP blocks)")
+      ->check(CLI::IsMember({"official", "transformers"}))
+      ->capture_default_str()
+      ->type_name("NAMES");
+  leaf->add_option("--experts", convert->experts_kept, "keep the first N routed experts of a layer")
+      ->check(CLI::Range(1, 65536))
+      ->type_name("N");
+  leaf->add_flag("--no-mtp", convert->no_mtp, "leave the MTP blocks out");
+  leaf->add_option("--shard-size", convert->shard_bytes, "of one file, e.g. 2gb")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->type_name("BYTES");
+
   auto generate = std::make_shared<ModelOptions>();
   leaf = Add(*group, context, "generate", "sample an answer", generate, Generate);
   AddModel(*leaf, *generate);

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
@@ -16,18 +16,20 @@
 #include "base/fd.h"
 #include "base/format.h"
 #include "base/status_macros.h"
+#include "clients/cli/interrupt.h"
 #include "clients/cli/output.h"
 #include "clients/cli/progress.h"
 #include "engine/chat.h"
 #include "engine/config.h"
+#include "engine/convert.h"
 #include "engine/engine.h"
 #include "engine/model_info.h"
+#include "engine/safetensors.h"
 
 namespace reprise::cli {
 namespace {
 
 constexpr size_t kPrefillTokens = 256;  // fed in one step
-constexpr size_t kSafetensorsAlign = 8;
 
 using Sequences = std::vector<std::vector<int32_t>>;
 
@@ -73,23 +75,17 @@ std::string TensorName(size_t i, bool several) {
   return several ? fmt::format("logits.{}", i) : "logits";
 }
 
-// Length, header and padding of a safetensors file with one float32 tensor a sequence.
-std::string SafetensorsHead(const Sequences& sequences, bool several, int64_t vocab) {
-  Json header = Json::object();
-  uint64_t offset = 0;
+// Of a file with one float32 tensor a sequence.
+std::string LogitsHead(const Sequences& sequences, bool several, int64_t vocab) {
+  std::vector<engine::TensorHead> heads;
   for (size_t i = 0; i < sequences.size(); ++i) {
-    uint64_t bytes = sequences[i].size() * static_cast<uint64_t>(vocab) * sizeof(float);
-    header[TensorName(i, several)] = {{"dtype", "F32"},
-                                      {"shape", {sequences[i].size(), vocab}},
-                                      {"data_offsets", {offset, offset + bytes}}};
-    offset += bytes;
+    const int64_t tokens = static_cast<int64_t>(sequences[i].size());
+    heads.push_back({TensorName(i, several),
+                     "F32",
+                     {tokens, vocab},
+                     static_cast<uint64_t>(tokens * vocab) * sizeof(float)});
   }
-  std::string text = header.dump();
-  text.resize((text.size() + kSafetensorsAlign - 1) / kSafetensorsAlign * kSafetensorsAlign, ' ');
-  uint64_t length = text.size();  // little-endian, as this machine is
-  std::string head(sizeof(length), '\0');
-  std::memcpy(head.data(), &length, sizeof(length));
-  return head + text;
+  return engine::SafetensorsHead(heads);
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptIds(const ModelOptions& options,
@@ -117,8 +113,8 @@ absl::StatusOr<int> WriteLogits(const Context& context, const ModelOptions& opti
   std::string partial = options.out + ".partial";
   base::UniqueFd file(::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
   if (!file.valid()) return base::ErrnoStatus(errno, fmt::format("cannot write {}", partial));
-  absl::Status written = base::WriteAll(
-      file.get(), SafetensorsHead(sequences, several, engine->vocab_size()), partial);
+  absl::Status written =
+      base::WriteAll(file.get(), LogitsHead(sequences, several, engine->vocab_size()), partial);
   Json tensors = Json::object();
   {
     Progress progress("logits");
@@ -145,6 +141,42 @@ absl::StatusOr<int> WriteLogits(const Context& context, const ModelOptions& opti
     for (const auto& [name, shape] : tensors.items())
       Print(fmt::format("{} float32 {}\n", name, shape.dump()));
     Print(fmt::format("written to {}\n", options.out));
+  }
+  return kExitDone;
+}
+
+absl::StatusOr<int> ConvertModel(const Context& context, const ModelOptions& options) {
+  const std::map<std::string, engine::StoredAs> formats = {{"keep", engine::StoredAs::kKeep},
+                                                           {"f32", engine::StoredAs::kF32},
+                                                           {"bf16", engine::StoredAs::kBf16},
+                                                           {"fp8", engine::StoredAs::kFp8},
+                                                           {"fp4", engine::StoredAs::kFp4}};
+  Interrupt interrupt;
+  interrupt.Watch([] {});
+  engine::ConvertOptions convert;
+  convert.matrices = formats.at(options.matrices);
+  convert.experts = formats.at(options.experts.empty() ? options.matrices : options.experts);
+  convert.transformers = options.layout == "transformers";
+  convert.experts_kept = options.experts_kept;
+  convert.mtp = !options.no_mtp;
+  convert.shard_bytes = options.shard_bytes;
+  Progress progress("convert");
+  convert.progress = [&](uint64_t done, uint64_t total) {
+    progress.Update(done, total, HumanBytes(done));
+    return !interrupt.interrupted();
+  };
+  ASSIGN_OR_RETURN(const engine::Converted made,
+                   engine::ConvertCheckpoint(options.directory, options.out, convert));
+  progress.Clear();
+  if (context.json) {
+    PrintJson({{"output", options.out},
+               {"tensors", made.tensors},
+               {"files", made.files},
+               {"bytes", made.bytes}});
+  } else {
+    Print(fmt::format("{} tensors, {} in {} file{}, written to {}\n",
+                      Count(static_cast<uint64_t>(made.tensors)), HumanBytes(made.bytes),
+                      made.files, made.files == 1 ? "" : "s", options.out));
   }
   return kExitDone;
 }

@@ -21,6 +21,11 @@ struct ModelOptions {
   uint64_t seed = 0;
   float temperature = 1.0f, top_p = 1.0f;
   int64_t max_tokens = 256;
+  // convert, with `out`
+  std::string matrices = "keep", experts = "", layout = "official";
+  int64_t experts_kept = 0;  // 0 = all
+  bool no_mtp = false;
+  uint64_t shard_bytes = 5'000'000'000;
   // generate and chat
   std::string thinking = "thinking", effort = "none";
   std::string file;  // chat
@@ -31,6 +36,9 @@ absl::StatusOr<int> ShowModel(const Context& context, const ModelOptions& option
 // float32 [sequence, vocab].
 absl::StatusOr<int> WriteLogits(const Context& context, const ModelOptions& options);
 absl::StatusOr<int> Generate(const Context& context, const ModelOptions& options);
+
+// A copy in other number formats, under other names, or with fewer experts.
+absl::StatusOr<int> ConvertModel(const Context& context, const ModelOptions& options);
 
 // Messages to the exact text of the prompt.
 absl::StatusOr<int> EncodeMessages(const Context& context, const ModelOptions& options);

@@ -89,6 +89,21 @@ struct CodeTable {
   float value[kCodes];
 };
 
+// Rounds n values to e2m1, two a byte, each group of kFp4Group with its own scale.
+void EncodeFp4(const float* x, int64_t n, uint8_t* codes, uint8_t* scales) {
+  std::fill(codes, codes + CeilDiv(n, 2), uint8_t{0});
+  for (int64_t begin = 0; begin < n; begin += kFp4Group) {
+    const int64_t end = std::min(n, begin + kFp4Group);
+    const int exponent = Fp4Exponent(x + begin, end - begin);
+    const float inverse = PowerOfTwo(-exponent);
+    for (int64_t i = begin; i < end; ++i) {
+      const float value = NearestE2m1(std::clamp(x[i] * inverse, -kFp4Max, kFp4Max));
+      codes[i / 2] |= static_cast<uint8_t>(E2m1Code(value) << (i % 2 * 4));
+    }
+    scales[begin / kFp4Group] = ScaleByte(exponent);
+  }
+}
+
 }  // namespace
 
 void RoundToBf16(float* x, int64_t n) {
@@ -157,16 +172,7 @@ void UnpackEntry(const uint8_t* in, int64_t dim, int64_t rope, float* out) {
 int64_t PackedKeyBytes(int64_t dim) { return CeilDiv(dim, 2) + CeilDiv(dim, kFp4Group); }
 
 void PackKey(const float* x, int64_t dim, uint8_t* out) {
-  uint8_t* scales = out + CeilDiv(dim, 2);
-  std::fill(out, scales, uint8_t{0});
-  for (int64_t begin = 0; begin < dim; begin += kFp4Group) {
-    const int64_t end = std::min(dim, begin + kFp4Group);
-    const int exponent = Fp4Exponent(x + begin, end - begin);
-    const float inverse = PowerOfTwo(-exponent);
-    for (int64_t i = begin; i < end; ++i)
-      out[i / 2] |= static_cast<uint8_t>(E2m1Code(x[i] * inverse) << (i % 2 * 4));
-    scales[begin / kFp4Group] = ScaleByte(exponent);
-  }
+  EncodeFp4(x, dim, out, out + CeilDiv(dim, 2));
 }
 
 void UnpackKey(const uint8_t* in, int64_t dim, float* out) {
@@ -178,6 +184,25 @@ void UnpackKey(const uint8_t* in, int64_t dim, float* out) {
     for (int64_t i = begin; i < end; ++i)
       out[i] = kTable.value[in[i / 2] >> (i % 2 * 4) & 15] * scale;
   }
+}
+
+uint8_t EncodeFp8Tile(const float* x, int64_t stride, int64_t rows, int64_t cols, uint8_t* codes,
+                      int64_t code_stride) {
+  float amax = kFp8Max * 0x1.0p-126f;
+  for (int64_t row = 0; row < rows; ++row) amax = Amax(x + row * stride, cols, amax);
+  const int exponent = Log2Ceil(amax * (1.0f / kFp8Max));
+  const float inverse = PowerOfTwo(-exponent);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < cols; ++i) {
+      const float scaled = std::clamp(x[row * stride + i] * inverse, -kFp8Max, kFp8Max);
+      codes[row * code_stride + i] = E4m3Code(NearestE4m3(scaled));
+    }
+  }
+  return ScaleByte(exponent);
+}
+
+void EncodeFp4Row(const float* x, int64_t n, uint8_t* codes, uint8_t* scales) {
+  EncodeFp4(x, n, codes, scales);
 }
 
 void Hadamard(float* x, int64_t n) {

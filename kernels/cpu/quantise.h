@@ -39,6 +39,15 @@ int64_t PackedKeyBytes(int64_t dim);
 void PackKey(const float* x, int64_t dim, uint8_t* out);
 void UnpackKey(const uint8_t* in, int64_t dim, float* out);
 
+// Weights of a checkpoint. A tile of rows x cols float32, both at most 128, rows `stride` apart, to
+// e4m3 codes, rows `code_stride` apart; returns the byte b of its scale 2^(b - 127), the least
+// power of two >= max(|x|, 448 * 2^-126) / 448. Values must be finite.
+uint8_t EncodeFp8Tile(const float* x, int64_t stride, int64_t rows, int64_t cols, uint8_t* codes,
+                      int64_t code_stride);
+// A row of n values to e2m1 codes, two a byte with the even column low, and one scale byte for each
+// kFp4Group columns, chosen as in QuantiseFp4. Values must be finite.
+void EncodeFp4Row(const float* x, int64_t n, uint8_t* codes, uint8_t* scales);
+
 // Walsh-Hadamard transform in natural order times n^-0.5, in place. REQUIRES: n is a power of two.
 void Hadamard(float* x, int64_t n);
 

@@ -4,6 +4,8 @@ reprise_test(bad_model_test SOURCES bad_config_test.cc bad_weights_test.cc
   LIBS reprise::engine nlohmann_json::nlohmann_json)
 reprise_test(checkpoint_test SOURCES checkpoint_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
+reprise_test(convert_test SOURCES convert_test.cc
+  LIBS reprise::engine reprise::kernels_cpu reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(numerics_test SOURCES numerics_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(sequence_test SOURCES sequence_test.cc
