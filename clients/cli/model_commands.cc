@@ -126,6 +126,30 @@ void AddModelCommands(CLI::App& app, Context& context) {
   AddThinking(*leaf, *generate);
   AddEffort(*leaf, *generate);
   AddThreads(*leaf, *generate);
+
+  auto bench = std::make_shared<ModelOptions>();
+  leaf = Add(*group, context, "bench", "measure prefill and decode speed", bench, BenchModel);
+  AddModel(*leaf, *bench);
+  leaf->add_option("--batch", bench->batches, "sequences at one time, e.g. 1,8,32")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str()
+      ->type_name("N,...");
+  leaf->add_option("--context", bench->contexts, "tokens that each has read, e.g. 1024,8192")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->capture_default_str()
+      ->type_name("N,...");
+  bench->max_tokens = 64;
+  leaf->add_option("--max-tokens", bench->max_tokens, "tokens that each samples then")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str()
+      ->type_name("N");
+  leaf->add_option("--repeats", bench->repeats, "runs, of which the best counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str()
+      ->type_name("N");
+  AddThreads(*leaf, *bench);
 }
 
 void AddChatCommands(CLI::App& app, Context& context) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "clients/cli/context.h"
@@ -26,6 +27,9 @@ struct ModelOptions {
   int64_t experts_kept = 0;  // 0 = all
   bool no_mtp = false;
   uint64_t shard_bytes = 5'000'000'000;
+  // bench, with `max_tokens`
+  std::vector<int64_t> batches = {1, 8}, contexts = {1024};
+  int repeats = 3;
   // generate and chat
   std::string thinking = "thinking", effort = "none";
   std::string file;  // chat
@@ -39,6 +43,9 @@ absl::StatusOr<int> Generate(const Context& context, const ModelOptions& options
 
 // A copy in other number formats, under other names, or with fewer experts.
 absl::StatusOr<int> ConvertModel(const Context& context, const ModelOptions& options);
+
+// Prefill and decode speed for each batch size and context.
+absl::StatusOr<int> BenchModel(const Context& context, const ModelOptions& options);
 
 // Messages to the exact text of the prompt.
 absl::StatusOr<int> EncodeMessages(const Context& context, const ModelOptions& options);
