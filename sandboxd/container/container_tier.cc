@@ -22,8 +22,7 @@
 #include "sandboxd/container/image_store.h"
 #include "sandboxd/container/oom_watch.h"
 #include "sandboxd/limits.h"
-#include "sandboxd/link/remote_call.h"
-#include "sandboxd/link/remote_files.h"
+#include "sandboxd/link/agent_tier.h"
 
 namespace reprise::sandboxd {
 namespace {
@@ -31,7 +30,6 @@ namespace {
 constexpr char kContainerdNamespace[] = "reprise";
 constexpr char kAgentName[] = "reprise-agent";
 constexpr int64_t kDescribeFreshUs = 1'000'000;
-constexpr int64_t kPingMs = 10'000;
 constexpr int kPauseTries = 5;
 
 // What a limit of 0 means.
@@ -54,27 +52,6 @@ sandbox::Limits SandboxLimits(const sandbox::SandboxSpec& spec) {
   return limits;
 }
 
-// Memory and processes are counted for the whole container; a call cannot have less of them for
-// itself.
-absl::Status CheckCallLimits(const sandbox::Limits& call, const sandbox::SandboxSpec& spec) {
-  const sandbox::Limits whole = SandboxLimits(spec);
-  auto differs = [](std::string_view what, uint64_t asked, uint64_t has) {
-    return absl::UnimplementedError(
-        fmt::format("the container tier limits {0} per sandbox, not per call: the call asks for "
-                    "{1}, its sandbox has {2}; "
-                    "put {0} into the sandbox's limits",
-                    what, asked, has));
-  };
-  if (call.memory_bytes() != 0 && call.memory_bytes() != whole.memory_bytes()) {
-    return differs("memory_bytes", call.memory_bytes(), whole.memory_bytes());
-  }
-  if (call.pids() != 0 && call.pids() != whole.pids())
-    return differs("pids", call.pids(), whole.pids());
-  if (call.disk_bytes() != 0)
-    return absl::UnimplementedError("the container tier cannot limit disk_bytes: leave it 0");
-  return absl::OkStatus();
-}
-
 absl::Status NeedsContainerd(const absl::Status& status) {
   return absl::IsDeadlineExceeded(status) ? absl::UnavailableError(std::string(status.message()))
                                           : status;
@@ -92,17 +69,17 @@ void TellMemory(const std::string& container, uint64_t before, sandbox::Result* 
   result->set_message("the sandbox ran out of memory (limits.memory_bytes)");
 }
 
-class ContainerTier final : public Substrate {
+class ContainerTier final : public AgentTier {
  public:
   ContainerTier(ContainerTierOptions options, std::string owner, absl::Status idmapped,
                 std::unique_ptr<RemoteCallLoop> loop)
-      : options_(std::move(options)),
+      : AgentTier("container", std::move(loop)),
+        options_(std::move(options)),
         agent_path_(options_.helper_dir + "/" + kAgentName),
         idmapped_(std::move(idmapped)),
         client_(options_.containerd_address, kContainerdNamespace),
         images_(&client_, Dir() + "/import"),
-        life_({Dir(), agent_path_, std::move(owner), idmapped_.ok()}, &client_, &images_),
-        loop_(std::move(loop)) {}
+        life_({Dir(), agent_path_, std::move(owner), idmapped_.ok()}, &client_, &images_) {}
 
   ImageStore* images() { return &images_; }
 
@@ -115,8 +92,6 @@ class ContainerTier final : public Substrate {
     }
     return description_;
   }
-
-  void Shutdown() override {}
 
   absl::StatusOr<std::string> CreateSandbox(const std::string& id, const sandbox::SandboxSpec& spec,
                                             std::vector<sandbox::StepTime>* steps) override {
@@ -138,8 +113,7 @@ class ContainerTier final : public Substrate {
 
   absl::Status StopSandbox(const SandboxRef& sandbox) override {
     RETURN_IF_ERROR(life_.Remove(sandbox.placement));
-    absl::MutexLock lock(&known_mutex_);
-    known_.erase(sandbox.placement);
+    Forget(sandbox.placement);
     return absl::OkStatus();
   }
 
@@ -162,86 +136,13 @@ class ContainerTier final : public Substrate {
                                             : absl::OkStatus();
   }
 
-  // The container itself runs every call, and its name is new each time it is made.
-  absl::StatusOr<std::string> Reserve(const SandboxRef& sandbox) override {
-    return sandbox.placement;
-  }
-  void Unreserve(const std::string&) override {}
-
-  absl::StatusOr<std::unique_ptr<RunningCall>> Start(const SandboxRef& sandbox,
-                                                     const std::string& placement,
-                                                     const sandbox::ExecuteRequest& request,
-                                                     std::unique_ptr<CallSink> sink) override {
-    if (placement != sandbox.placement) {
-      return absl::FailedPreconditionError(
-          fmt::format("sandbox {} was made anew since the call began", sandbox.id));
-    }
-    RETURN_IF_ERROR(CheckCallLimits(request.limits(), *sandbox.spec));
-    RETURN_IF_ERROR(
-        WriteInputFiles(life_.RunDir(placement), sandbox.spec->user(), request));
-    agent::Start start = ToStart(request);
-    start.tag = OomKills(placement).value_or(0);
-    return loop_->Start(Owner(placement), std::move(start), request.stdin(), /*files=*/"",
-                        std::move(sink));
-  }
-
-  Attachment Reattach(const SandboxRef& sandbox, const std::string& placement,
-                      const std::string& call_id, OutputPosition from,
-                      std::unique_ptr<CallSink>& sink) override {
-    if (placement != sandbox.placement) {
-      return {AttachState::kLost, "the container that ran the call was replaced by another",
-              nullptr};
-    }
-    const absl::StatusOr<TaskInfo> task = client_.GetTask(placement);
-    const bool frozen = task.ok() && task->state == TaskState::kPaused;
-    // A frozen agent does not answer: it is thawed for the moment that it needs.
-    if (frozen) Log(sandbox, client_.ResumeTask(placement));
-    Attachment attachment = loop_->Attach(Owner(placement), call_id, from, sink);
-    if (frozen) Log(sandbox, client_.PauseTask(placement));
-    return attachment;
-  }
-
   void RecoveryDone() override {
-    std::set<std::string> running;
     {
-      absl::MutexLock lock(&known_mutex_);
+      absl::MutexLock lock(&clean_mutex_);
       clean_ = false;
-      running = known_;
     }
-    for (const std::string& container : running) {
-      const absl::StatusOr<TaskInfo> task = client_.GetTask(container);
-      if (!task.ok() || task->state != TaskState::kRunning) continue;
-      const absl::Status status = AgentRequest(
-          life_.RunDir(container), agent::RawFrame(agent::FrameType::kPrune, ""), kPingMs);
-      if (!status.ok()) {
-        base::LogWarn(fmt::format("calls that nobody needs stay in container {}: {}", container,
-                                  status.message()));
-      }
-    }
+    PruneCalls();
     CleanUp();
-  }
-
-  absl::Status ReadFile(const SandboxRef& sandbox, const std::string& path,
-                        const std::function<absl::Status(std::string_view)>& chunk) override {
-    return ReadRemoteFile(At(sandbox, path), chunk);
-  }
-  absl::Status WriteFile(const SandboxRef& sandbox, const std::string& path, uint32_t mode,
-                         const std::function<absl::StatusOr<std::string>()>& next) override {
-    return WriteRemoteFile(At(sandbox, path), mode, /*make_parents=*/false, next);
-  }
-  absl::StatusOr<std::vector<sandbox::FileInfo>> ListDir(const SandboxRef& sandbox,
-                                                         const std::string& path) override {
-    return ListRemoteDir(At(sandbox, path));
-  }
-  absl::Status MakeDir(const SandboxRef& sandbox, const std::string& path) override {
-    return MakeRemoteDir(At(sandbox, path));
-  }
-  absl::Status Move(const SandboxRef& sandbox, const std::string& from,
-                    const std::string& to) override {
-    return MoveRemotePath(At(sandbox, from), to);
-  }
-  absl::Status Remove(const SandboxRef& sandbox, const std::string& path) override {
-    return RemoveRemotePath(At(sandbox, path));
   }
 
   absl::StatusOr<sandbox::Image> ImportImage(const std::string& name,
@@ -262,22 +163,33 @@ class ContainerTier final : public Substrate {
  private:
   std::string Dir() const { return options_.state_dir + "/container"; }
 
-  RemotePath At(const SandboxRef& sandbox, const std::string& path) const {
-    return {life_.RunDir(sandbox.placement), path, sandbox.spec->user()};
+  std::string RunDir(const std::string& container) const override {
+    return life_.RunDir(container);
   }
-  CallOwner Owner(const std::string& container) const {
-    return {life_.RunDir(container), [container](uint64_t tag, sandbox::Result* result) {
+  CallOwner Owner(const std::string& container) const override {
+    return {RunDir(container), [container](uint64_t tag, sandbox::Result* result) {
               TellMemory(container, tag, result);
             }};
   }
-
-  void Know(const std::string& container) {
-    absl::MutexLock lock(&known_mutex_);
-    known_.insert(container);
+  uint64_t CallTag(const std::string& container) const override {
+    return OomKills(container).value_or(0);
   }
-
-  static void Log(const SandboxRef& sandbox, const absl::Status& status) {
-    if (!status.ok()) base::LogWarn(fmt::format("sandbox {}: {}", sandbox.id, status.message()));
+  // Containers live on without containerd, and run as far as anyone knows then.
+  absl::StatusOr<bool> Paused(const std::string& container) override {
+    const absl::StatusOr<TaskInfo> task = client_.GetTask(container);
+    return task.ok() && task->state == TaskState::kPaused;
+  }
+  // Memory and processes are counted for the whole container; a call cannot have less of them for
+  // itself.
+  absl::Status CheckCallLimits(const sandbox::Limits& call,
+                               const sandbox::SandboxSpec& spec) const override {
+    const sandbox::Limits whole = SandboxLimits(spec);
+    RETURN_IF_ERROR(CheckSandboxLimit("container", "memory_bytes", call.memory_bytes(),
+                                      whole.memory_bytes(), 0));
+    RETURN_IF_ERROR(CheckSandboxLimit("container", "pids", call.pids(), whole.pids(), 0));
+    if (call.disk_bytes() != 0)
+      return absl::UnimplementedError("the container tier cannot limit disk_bytes: leave it 0");
+    return absl::OkStatus();
   }
 
   absl::StatusOr<TaskInfo> Task(const SandboxRef& sandbox) {
@@ -287,11 +199,6 @@ class ContainerTier final : public Substrate {
           fmt::format("the container {} of sandbox {} has ended", sandbox.placement, sandbox.id));
     }
     return task;
-  }
-
-  absl::Status Ping(const std::string& container) const {
-    return AgentRequest(life_.RunDir(container), agent::RawFrame(agent::FrameType::kPing, ""),
-                        kPingMs);
   }
 
   // OK: it is there. UNAVAILABLE: it may be. Anything else: it is gone.
@@ -318,16 +225,14 @@ class ContainerTier final : public Substrate {
   void CleanUp() {
     if (!Usable().ok()) return;
     absl::MutexLock making(&making_mutex_);
-    std::set<std::string> known;
     {
-      absl::MutexLock lock(&known_mutex_);
+      absl::MutexLock lock(&clean_mutex_);
       if (clean_) return;
-      known = known_;
     }
-    const absl::Status status = life_.RemoveOthers(known);
+    const absl::Status status = life_.RemoveOthers(Known());
     if (!status.ok())
       base::LogWarn(fmt::format("container tier: not cleaned up yet: {}", status.message()));
-    absl::MutexLock lock(&known_mutex_);
+    absl::MutexLock lock(&clean_mutex_);
     clean_ = status.ok();
   }
 
@@ -388,19 +293,16 @@ class ContainerTier final : public Substrate {
   ContainerdClient client_;
   ImageStore images_;
   ContainerLife life_;
-  const std::unique_ptr<RemoteCallLoop> loop_;
 
   absl::Mutex describe_mutex_;
   sandbox::TierInfo description_ ABSL_GUARDED_BY(describe_mutex_);
   int64_t described_us_ ABSL_GUARDED_BY(describe_mutex_) = 0;
 
-  // Held for reading while a container is made that is not in known_ yet, for writing while others
-  // are removed.
-  absl::Mutex making_mutex_ ABSL_ACQUIRED_BEFORE(known_mutex_);
-  absl::Mutex known_mutex_;
-  std::set<std::string> known_
-      ABSL_GUARDED_BY(known_mutex_);  // containers of sandboxes that the journal has
-  bool clean_ ABSL_GUARDED_BY(known_mutex_) = true;
+  // Held for reading while a container is made that is not known yet, for writing while others are
+  // removed.
+  absl::Mutex making_mutex_ ABSL_ACQUIRED_BEFORE(clean_mutex_);
+  absl::Mutex clean_mutex_;
+  bool clean_ ABSL_GUARDED_BY(clean_mutex_) = true;
 };
 
 // A name for this state directory, made once.

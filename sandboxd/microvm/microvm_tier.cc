@@ -18,8 +18,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "sandboxd/limits.h"
-#include "sandboxd/link/remote_call.h"
-#include "sandboxd/link/remote_files.h"
+#include "sandboxd/link/agent_tier.h"
 #include "sandboxd/microvm/accelerator.h"
 #include "sandboxd/microvm/box.h"
 #include "sandboxd/microvm/disk_store.h"
@@ -40,7 +39,6 @@ constexpr uint64_t kGuestOverheadMib = 112, kGuestOverheadShare = 32;
 constexpr uint64_t kMemoryMibMin = 32;
 constexpr uint64_t kProbeMemoryMib = 128;
 constexpr uint64_t kBootDeadlineMs = 180'000, kCloneDeadlineMs = 60'000;
-constexpr int64_t kPingMs = 10'000;
 // A user for each machine that nothing else on the host uses.
 constexpr uint32_t kUidBase = 0x78000000, kUids = 1 << 20;
 
@@ -64,22 +62,6 @@ sandbox::Limits MachineLimits(const sandbox::SandboxSpec& spec) {
   limits.set_disk_bytes(spec.limits().disk_bytes() != 0 ? spec.limits().disk_bytes()
                                                         : limits.memory_bytes() / 2);
   return limits;
-}
-
-// Memory, processes and disk are those of the machine; a call cannot have less of them for itself.
-absl::Status CheckCallLimits(const sandbox::Limits& call, const sandbox::SandboxSpec& spec) {
-  const sandbox::Limits machine = MachineLimits(spec), defaults = DefaultLimits();
-  auto check = [](std::string_view what, uint64_t asked, uint64_t has, uint64_t default_value) {
-    if (asked == 0 || asked == has || asked == default_value) return absl::OkStatus();
-    return absl::UnimplementedError(fmt::format(
-        "the microvm tier limits {0} per sandbox, not per call: the call asks for {1}, its sandbox "
-        "has {2}; put {0} into the sandbox's limits",
-        what, asked, has));
-  };
-  RETURN_IF_ERROR(
-      check("memory_bytes", call.memory_bytes(), machine.memory_bytes(), machine.memory_bytes()));
-  RETURN_IF_ERROR(check("pids", call.pids(), machine.pids(), machine.pids()));
-  return check("disk_bytes", call.disk_bytes(), machine.disk_bytes(), defaults.disk_bytes());
 }
 
 absl::Status CheckSpec(const sandbox::SandboxSpec& spec) {
@@ -113,19 +95,19 @@ uint32_t NewUid() {
   return kUidBase + static_cast<uint32_t>(std::stoul(hex, nullptr, 16)) % kUids;
 }
 
-class MicrovmTier final : public Substrate {
+class MicrovmTier final : public AgentTier {
  public:
   MicrovmTier(MicrovmTierOptions options, std::unique_ptr<microvm::DiskStore> disks,
               std::unique_ptr<RemoteCallLoop> loop)
-      : options_(std::move(options)),
+      : AgentTier("machine", std::move(loop)),
+        options_(std::move(options)),
         program_(options_.helper_dir + "/" + kSupervisorName),
         disks_(std::move(disks)),
         templates_(ScratchDir(), program_),
         accelerator_(Dir() + "/accelerator", options_.qemu,
                      [this](const microvm::Accelerator& accelerator, int64_t deadline_ms) {
                        return ProbeGuest(accelerator, deadline_ms);
-                     }),
-        loop_(std::move(loop)) {}
+                     }) {}
 
   sandbox::TierInfo Describe() override {
     sandbox::TierInfo info;
@@ -150,8 +132,6 @@ class MicrovmTier final : public Substrate {
                           : "QEMU; the first sandbox finds the accelerator");
     return info;
   }
-
-  void Shutdown() override {}
 
   absl::Status Probe() {
     absl::Status status = Usable();
@@ -209,8 +189,7 @@ class MicrovmTier final : public Substrate {
     absl::Status found = state.status();
     // A paused agent does not answer.
     if (state.ok() && state->paused == 0) {
-      const absl::Status answer = AgentRequest(
-          Box(sandbox.placement), agent::RawFrame(agent::FrameType::kPing, ""), kPingMs);
+      const absl::Status answer = Ping(sandbox.placement);
       if (!answer.ok()) found = absl::UnavailableError(std::string(answer.message()));
     }
     if (found.ok() || absl::IsUnavailable(found)) Know(sandbox.placement);
@@ -220,8 +199,7 @@ class MicrovmTier final : public Substrate {
   absl::Status StopSandbox(const SandboxRef& sandbox) override {
     RETURN_IF_ERROR(base::CheckId(sandbox.placement, "placement"));
     RETURN_IF_ERROR(microvm::RemoveBox(Box(sandbox.placement)));
-    absl::MutexLock lock(&mutex_);
-    known_.erase(sandbox.placement);
+    Forget(sandbox.placement);
     return absl::OkStatus();
   }
 
@@ -232,82 +210,9 @@ class MicrovmTier final : public Substrate {
     return Ask(sandbox, microvm::VmRequest::kResume);
   }
 
-  // The machine itself runs every call, and its name is new each time it is made.
-  absl::StatusOr<std::string> Reserve(const SandboxRef& sandbox) override {
-    return sandbox.placement;
-  }
-  void Unreserve(const std::string&) override {}
-
-  absl::StatusOr<std::unique_ptr<RunningCall>> Start(const SandboxRef& sandbox,
-                                                     const std::string& placement,
-                                                     const sandbox::ExecuteRequest& request,
-                                                     std::unique_ptr<CallSink> sink) override {
-    if (placement != sandbox.placement) {
-      return absl::FailedPreconditionError(
-          fmt::format("sandbox {} was made anew since the call began", sandbox.id));
-    }
-    RETURN_IF_ERROR(CheckCallLimits(request.limits(), *sandbox.spec));
-    RETURN_IF_ERROR(WriteInputFiles(Box(placement), sandbox.spec->user(), request));
-    return loop_->Start(Owner(placement), ToStart(request), request.stdin(), /*files=*/"",
-                        std::move(sink));
-  }
-
-  Attachment Reattach(const SandboxRef& sandbox, const std::string& placement,
-                      const std::string& call_id, OutputPosition from,
-                      std::unique_ptr<CallSink>& sink) override {
-    if (placement != sandbox.placement) {
-      return {AttachState::kLost, "the machine that ran the call was replaced by another", nullptr};
-    }
-    const absl::StatusOr<microvm::VmState> state = microvm::BoxState(Box(placement));
-    if (!state.ok()) return {AttachState::kLost, std::string(state.status().message()), nullptr};
-    const bool paused = state->paused != 0;
-    // A paused agent does not answer: it runs for the moment that it needs.
-    if (paused) Log(sandbox, ResumeSandbox(sandbox));
-    Attachment attachment = loop_->Attach(Owner(placement), call_id, from, sink);
-    if (paused) Log(sandbox, PauseSandbox(sandbox));
-    return attachment;
-  }
-
   void RecoveryDone() override {
-    std::set<std::string> known;
-    {
-      absl::MutexLock lock(&mutex_);
-      known = known_;
-    }
-    for (const std::string& name : known) {
-      const absl::StatusOr<microvm::VmState> state = microvm::BoxState(Box(name));
-      if (!state.ok() || state->paused != 0) continue;
-      const absl::Status status =
-          AgentRequest(Box(name), agent::RawFrame(agent::FrameType::kPrune, ""), kPingMs);
-      if (!status.ok()) {
-        base::LogWarn(
-            fmt::format("calls that nobody needs stay in machine {}: {}", name, status.message()));
-      }
-    }
-    RemoveOthers(known);
-  }
-
-  absl::Status ReadFile(const SandboxRef& sandbox, const std::string& path,
-                        const std::function<absl::Status(std::string_view)>& chunk) override {
-    return ReadRemoteFile(At(sandbox, path), chunk);
-  }
-  absl::Status WriteFile(const SandboxRef& sandbox, const std::string& path, uint32_t mode,
-                         const std::function<absl::StatusOr<std::string>()>& next) override {
-    return WriteRemoteFile(At(sandbox, path), mode, /*make_parents=*/false, next);
-  }
-  absl::StatusOr<std::vector<sandbox::FileInfo>> ListDir(const SandboxRef& sandbox,
-                                                         const std::string& path) override {
-    return ListRemoteDir(At(sandbox, path));
-  }
-  absl::Status MakeDir(const SandboxRef& sandbox, const std::string& path) override {
-    return MakeRemoteDir(At(sandbox, path));
-  }
-  absl::Status Move(const SandboxRef& sandbox, const std::string& from,
-                    const std::string& to) override {
-    return MoveRemotePath(At(sandbox, from), to);
-  }
-  absl::Status Remove(const SandboxRef& sandbox, const std::string& path) override {
-    return RemoveRemotePath(At(sandbox, path));
+    PruneCalls();
+    RemoveOthers(Known());
   }
 
   absl::StatusOr<sandbox::Image> ImportImage(const std::string& name,
@@ -327,18 +232,26 @@ class MicrovmTier final : public Substrate {
     return options_.guest_dir.empty() ? options_.helper_dir + "/guest" : options_.guest_dir;
   }
 
-  RemotePath At(const SandboxRef& sandbox, const std::string& path) const {
-    return {Box(sandbox.placement), path, sandbox.spec->user()};
+  std::string RunDir(const std::string& placement) const override { return Box(placement); }
+  CallOwner Owner(const std::string& placement) const override {
+    return {Box(placement), {}, [box = Box(placement)] { return microvm::BoxEnd(box); }};
   }
-  CallOwner Owner(const std::string& name) const {
-    return {Box(name), {}, [box = Box(name)] { return microvm::BoxEnd(box); }};
+  absl::StatusOr<bool> Paused(const std::string& placement) override {
+    ASSIGN_OR_RETURN(const microvm::VmState state, microvm::BoxState(Box(placement)));
+    return state.paused != 0;
   }
-  void Know(const std::string& name) {
-    absl::MutexLock lock(&mutex_);
-    known_.insert(name);
-  }
-  static void Log(const SandboxRef& sandbox, const absl::Status& status) {
-    if (!status.ok()) base::LogWarn(fmt::format("sandbox {}: {}", sandbox.id, status.message()));
+  // Memory, processes and disk are those of the machine; a call cannot have less of them for
+  // itself.
+  absl::Status CheckCallLimits(const sandbox::Limits& call,
+                               const sandbox::SandboxSpec& spec) const override {
+    const sandbox::Limits machine = MachineLimits(spec);
+    auto check = [](std::string_view what, uint64_t asked, uint64_t has, uint64_t default_value) {
+      return CheckSandboxLimit("microvm", what, asked, has, default_value);
+    };
+    RETURN_IF_ERROR(check("memory_bytes", call.memory_bytes(), machine.memory_bytes(), 0));
+    RETURN_IF_ERROR(check("pids", call.pids(), machine.pids(), 0));
+    return check("disk_bytes", call.disk_bytes(), machine.disk_bytes(),
+                 DefaultLimits().disk_bytes());
   }
 
   absl::Status Ask(const SandboxRef& sandbox, microvm::VmRequest request) {
@@ -434,13 +347,11 @@ class MicrovmTier final : public Substrate {
   const std::unique_ptr<microvm::DiskStore> disks_;
   microvm::TemplateStore templates_;
   microvm::AcceleratorProbe accelerator_;
-  const std::unique_ptr<RemoteCallLoop> loop_;
 
-  // Held for reading while a machine is made that is not in known_ yet, for writing while others
-  // are removed.
+  // Held for reading while a machine is made that is not known yet, for writing while others are
+  // removed.
   absl::Mutex making_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
   absl::Mutex mutex_;
-  std::set<std::string> known_ ABSL_GUARDED_BY(mutex_);  // machines that the journal has
   bool initramfs_made_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status probed_ ABSL_GUARDED_BY(mutex_);  // not OK: no guest ran here
 };
