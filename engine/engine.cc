@@ -37,7 +37,7 @@ absl::StatusOr<std::unique_ptr<Engine>> EngineImpl::Load(const std::string& dire
         fmt::format("{}: tokenizer.json has {} tokens and config.json vocab_size {}", directory,
                     engine->tokenizer_->vocab_size(), engine->config_.vocab_size));
   }
-  engine->Start(options, *own->checkpoint);
+  RETURN_IF_ERROR(engine->Start(options, *own->checkpoint));
   RETURN_IF_ERROR(engine->BindTensors(own.get()));
   engine->own_ = std::move(own);
   return engine;
@@ -106,6 +106,12 @@ absl::Status EngineImpl::CheckOptions(const EngineOptions& options, const Checkp
         fmt::format("{}: no MTP block in it, so nothing can be guessed; load it without speculate",
                     checkpoint.directory()));
   }
+  if (options.speculate && !options.prefix_disk.directory.empty() &&
+      options.prefix_disk.windows == PrefixWindows::kZero) {
+    return absl::InvalidArgumentError(
+        "a prefix cache on disk without windows does not serve speculation: choose full or "
+        "periodic");
+  }
   reference_ = options.numerics == Numerics::kReference ||
                (options.numerics == Numerics::kAuto && checkpoint.quantised());
   if (reference_ && (config_.index_dim & (config_.index_dim - 1)) != 0) {
@@ -117,7 +123,7 @@ absl::Status EngineImpl::CheckOptions(const EngineOptions& options, const Checkp
   return absl::OkStatus();
 }
 
-void EngineImpl::Start(const EngineOptions& options, const Checkpoint& checkpoint) {
+absl::Status EngineImpl::Start(const EngineOptions& options, const Checkpoint& checkpoint) {
   max_context_ = options.max_context == 0 ? config_.max_context : options.max_context;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   workers_ = std::make_unique<Workers>(options.threads == 0 ? cores : options.threads);
@@ -126,6 +132,45 @@ void EngineImpl::Start(const EngineOptions& options, const Checkpoint& checkpoin
   speculate_ = options.speculate;
   prefix_cache_bytes_ = options.prefix_cache_bytes;
   model_ = std::make_unique<Model>(&config_, reference_, speculate_);
+  if (options.prefix_disk.directory.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(disk_, PrefixDisk::Open(options.prefix_disk, &model_->layout()));
+  return absl::OkStatus();
+}
+
+int64_t EngineImpl::RecomputedTokens() const {
+  // A layer's inputs are right once those of the layer below were for a whole window.
+  const KvLayout& layout = model_->layout();
+  int64_t kept = layout.window_rows;
+  for (const KvLayout::Layer& layer : layout.layers) kept = std::max(kept, layer.tail_rows);
+  return config_.num_layers * (config_.window - 1) + kept;
+}
+
+std::optional<KvState> EngineImpl::FromDisk(absl::Span<const int32_t> tokens, int64_t have,
+                                            const LoadedWeights& weights) {
+  const PrefixDisk::Known known = disk_->Find(weights.digest_text, tokens);
+  const bool zero = known.entries - RecomputedTokens() > std::max(have, known.state) &&
+                    !speculate_ && known.entries <= max_context_;
+  const int64_t length = zero ? known.entries : known.state;
+  if (length <= have || length > max_context_) return std::nullopt;
+  const absl::Span<const int32_t> prefix = tokens.subspan(0, static_cast<size_t>(length));
+  std::optional<KvState> state = disk_->Read(weights.digest_text, prefix, !zero);
+  if (!state.has_value()) return std::nullopt;
+  stats_.prefix_disk_tokens += length - (zero ? RecomputedTokens() : 0);
+  if (!zero) return state;
+  state->KnowEntries(length);
+  int64_t at = length - RecomputedTokens();
+  state->set_length(at);
+  while (at < length) {
+    Segment segment;
+    segment.kv = &*state;
+    segment.start = at;
+    segment.tokens = prefix.subspan(static_cast<size_t>(at), kLogitsPassTokens);
+    at += static_cast<int64_t>(segment.tokens.size());
+    stats_.computed_tokens += static_cast<int64_t>(segment.tokens.size());
+    model_->Forward(weights.tensors, {&segment, 1}, workers_.get(), &workspaces_[0]);
+  }
+  state->KnowEntries(0);
+  return state;
 }
 
 std::unique_ptr<Sequence> EngineImpl::NewSequence(absl::Span<const int32_t> tokens,
@@ -133,11 +178,23 @@ std::unique_ptr<Sequence> EngineImpl::NewSequence(absl::Span<const int32_t> toke
   auto sequence = std::make_unique<EngineSequence>(&model_->layout());
   if (tokens.size() < 2) return sequence;
   const LoadedWeights* own = Of(weights);
-  const KvState* state = own->cache->Find(tokens.subspan(0, tokens.size() - 1));
-  if (state == nullptr || state->length() > max_context_) return sequence;
-  sequence->Adopt(tokens.subspan(0, static_cast<size_t>(state->length())), *state,
-                  own->digest_text);
-  stats_.reused_tokens += state->length();
+  const absl::Span<const int32_t> known = tokens.subspan(0, tokens.size() - 1);
+  const auto adopt = [&](const KvState& state) {
+    const auto prefix = tokens.subspan(0, static_cast<size_t>(state.length()));
+    sequence->Adopt(prefix, state, own->digest_text);
+    stats_.reused_tokens += state.length();
+    return prefix;
+  };
+  const KvState* state = own->cache->Find(known);
+  if (state != nullptr && state->length() > max_context_) state = nullptr;
+  if (disk_ != nullptr) {
+    const auto below = FromDisk(known, state == nullptr ? 0 : state->length(), *own);
+    if (below.has_value()) {
+      own->cache->Insert(adopt(*below), *below);
+      return sequence;
+    }
+  }
+  if (state != nullptr) adopt(*state);
   return sequence;
 }
 
@@ -171,6 +228,7 @@ EngineStats EngineImpl::stats() const {
   EngineStats stats = stats_;
   stats.kv_bytes = model_->layout().bytes_in_use;
   stats.prefix_cache_bytes = own_->cache->bytes();
+  if (disk_ != nullptr) stats.prefix_disk_bytes = disk_->bytes();
   return stats;
 }
 

@@ -30,6 +30,20 @@ struct ModelConfig;  // engine/config.h
 // is. kAuto: kReference for a checkpoint with FP8 or FP4 matrices, kFloat for others.
 enum class Numerics { kAuto, kReference, kFloat };
 
+// What of a prompt's newest tokens a prefix cache on disk keeps beside the compressed entries. Going
+// on after a prefix needs the windows and tails of its last tokens: kFull keeps them wherever a step
+// ended on a page, kPeriodic at most once in `period` pages (the tokens after the last are computed
+// again), kZero never: they are computed again from the last (layers + 1) * window tokens, with the
+// entries that are known.
+enum class PrefixWindows { kFull, kPeriodic, kZero };
+
+struct PrefixDiskOptions {
+  std::string directory = {};  // made where missing, this engine's alone; "": no cache on disk
+  int64_t bytes_max = int64_t{16} << 30;
+  PrefixWindows windows = PrefixWindows::kPeriodic;
+  int64_t period = 8;  // pages
+};
+
 struct EngineOptions {
   int threads = 0;          // 0: one a core
   int64_t max_context = 0;  // 0: max_position_embeddings of the config
@@ -38,6 +52,7 @@ struct EngineOptions {
   // Lets the MTP block guess the next token but one, and a step verify the guess. The sampled
   // tokens are the same; only StepItem::max_samples says whether a step may give two.
   bool speculate = false;
+  PrefixDiskOptions prefix_disk = {};  // not kZero with speculate
 };
 
 // The distribution that a token is drawn from, in the order in which it is made: logit_bias is
@@ -129,11 +144,13 @@ struct StepItem {
 struct EngineStats {
   int64_t fed_tokens = 0;       // that steps were given
   int64_t computed_tokens = 0;  // that went through the model: less what sequences shared
-  int64_t reused_tokens = 0;    // that NewSequence took from the prefix cache
+  int64_t reused_tokens = 0;    // that NewSequence took from the prefix cache, or from disk
   int64_t guesses = 0, right_guesses = 0;
   int64_t kv_bytes = 0;  // of all states now, shared ones once
   int64_t prefix_cache_bytes =
       0;  // of those that the prefix cache of the engine's own weights holds
+  int64_t prefix_disk_tokens = 0;  // of reused_tokens, from disk
+  int64_t prefix_disk_bytes = 0;   // of the files there now
 };
 
 class Engine {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "engine/engine.h"
 #include "engine/model.h"
 #include "engine/prefix_cache.h"
+#include "engine/prefix_disk.h"
 #include "engine/sequence.h"
 #include "engine/weights.h"
 #include "engine/workers.h"
@@ -92,7 +94,13 @@ class EngineImpl final : public Engine {
     return weights == nullptr ? own_.get() : static_cast<const LoadedWeights*>(weights);
   }
   absl::Status CheckOptions(const EngineOptions& options, const Checkpoint& checkpoint);
-  void Start(const EngineOptions& options, const Checkpoint& checkpoint);
+  absl::Status Start(const EngineOptions& options, const Checkpoint& checkpoint);
+  // The state after as many of `tokens` as the disk serves better than one that has `have` of them;
+  // nullopt when it does not. What it lacks is computed.
+  std::optional<KvState> FromDisk(absl::Span<const int32_t> tokens, int64_t have,
+                                  const LoadedWeights& weights);
+  // Tokens before the end of a prefix that have to be computed again when its block is not kept.
+  int64_t RecomputedTokens() const;
   absl::Status CheckItems(absl::Span<const StepItem> items) const;
 
   // Work for the items; those that can share one are found.
@@ -122,6 +130,7 @@ class EngineImpl final : public Engine {
   bool reference_ = false;  // numerics
   bool speculate_ = false;
   std::unique_ptr<Model> model_;
+  std::unique_ptr<PrefixDisk> disk_;  // null without one
   std::shared_ptr<const LoadedWeights> own_;  // its cache ends before the layout of model_
   std::unique_ptr<Workers> workers_;
   std::vector<Workspace> workspaces_;  // [threads]

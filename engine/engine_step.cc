@@ -215,6 +215,8 @@ void EngineImpl::KeepState(const Work& work) {
   // A state that older weights made in part is no state of these.
   if (work.sequence->made_by.size() == 1) {
     work.weights->cache->Insert(work.sequence->ids, work.sequence->kv);
+    if (disk_ != nullptr)
+      disk_->Insert(work.weights->digest_text, work.sequence->ids, work.sequence->kv);
   }
 }
 

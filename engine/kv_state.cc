@@ -13,8 +13,8 @@ namespace cpu = kernels::cpu;
 
 constexpr int64_t kFloatBytes = sizeof(float);
 
-void Append(const KvBuffer& buffer, int64_t bytes, std::string* out) {
-  out->append(reinterpret_cast<const char*>(buffer.bytes()), static_cast<size_t>(bytes));
+std::string_view View(const KvBuffer& buffer, int64_t bytes) {
+  return {reinterpret_cast<const char*>(buffer.bytes()), static_cast<size_t>(bytes)};
 }
 
 }  // namespace
@@ -100,12 +100,14 @@ void KvState::Reserve(int64_t tokens) {
 }
 
 void KvState::WriteEntry(int64_t layer, int64_t w, const float* entry) {
+  if (Known(layer, w)) return;
   uint8_t* to = EntryAt(layer, w);
   if (layout_->packed) return cpu::PackEntry(entry, layout_->head_dim, layout_->rope_dim, to);
   std::memcpy(to, entry, static_cast<size_t>(layout_->entry_bytes));
 }
 
 void KvState::WriteIndexKey(int64_t layer, int64_t w, const float* key) {
+  if (Known(layer, w)) return;
   uint8_t* to = IndexKeyAt(layer, w);
   if (layout_->packed) return cpu::PackKey(key, layout_->index_dim, to);
   std::memcpy(to, key, static_cast<size_t>(layout_->key_bytes));
@@ -133,13 +135,20 @@ void KvState::Rewind(int64_t length) {
   pages_.resize(static_cast<size_t>(layout_->Pages(length)));
 }
 
+std::string_view KvState::BlockBytes() const {
+  return View(*block_, layout_->block_floats * kFloatBytes);
+}
+
+std::string_view KvState::PageBytes(int64_t page) const {
+  return View(*pages_[page], layout_->page_bytes);
+}
+
 void KvState::AppendTo(std::string* out) const {
   const int64_t numbers[] = {length_, highest_, mtp_length_, layout_->block_floats,
                              layout_->page_bytes};
   out->append(reinterpret_cast<const char*>(numbers), sizeof(numbers));
-  Append(*block_, layout_->block_floats * kFloatBytes, out);
-  for (int64_t i = 0; i < layout_->Pages(length_); ++i)
-    Append(*pages_[i], layout_->page_bytes, out);
+  out->append(BlockBytes());
+  for (int64_t i = 0; i < layout_->Pages(length_); ++i) out->append(PageBytes(i));
 }
 
 bool KvState::ReadFrom(std::string_view bytes) {

@@ -123,6 +123,12 @@ class KvState {
   float* Residual() { return block_->floats() + layout_->residual; }
   const KvLayout& layout() const { return *layout_; }
 
+  // The entries of the first `tokens` tokens are there already: from now on they are not written.
+  void KnowEntries(int64_t tokens) { known_ = tokens; }
+
+  // As they are in memory; valid until the next Reserve.
+  std::string_view BlockBytes() const;
+  std::string_view PageBytes(int64_t page) const;
   // All of it as bytes (engine/FORMAT.md), and back; false when the bytes do not fit the layout.
   void AppendTo(std::string* out) const;
   bool ReadFrom(std::string_view bytes);
@@ -133,6 +139,10 @@ class KvState {
            position % at.tail_rows * (index ? at.index_columns : at.columns);
   }
 
+  // Entry `w` was there before.
+  bool Known(int64_t layer, int64_t w) const {
+    return (w + 1) * layout_->layers[layer].ratio <= known_;
+  }
   uint8_t* EntryAt(int64_t layer, int64_t w) const {
     const KvLayout::Layer& at = layout_->layers[layer];
     const int64_t per_page = layout_->page_tokens / at.ratio;
@@ -148,6 +158,7 @@ class KvState {
   int64_t length_ = 0;
   int64_t highest_ = 0;  // length that was ever reached: rings hold its newest rows
   int64_t mtp_length_ = 0;
+  int64_t known_ = 0;
   std::shared_ptr<KvBuffer> block_;
   std::vector<std::shared_ptr<KvBuffer>> pages_;
 };

@@ -34,6 +34,13 @@ journal::Durability ToRecord(storage::Durability durability) {
   return journal::DURABILITY_UNSPECIFIED;
 }
 
+engine::EngineOptions EngineOptionsOf(const DaemonOptions& options) {
+  engine::EngineOptions engine;
+  engine.threads = options.threads;
+  engine.prefix_disk = options.prefix_disk;
+  return engine;
+}
+
 // Members are in start order; they go in the opposite one.
 class DaemonImpl final : public Daemon {
  public:
@@ -58,7 +65,7 @@ class DaemonImpl final : public Daemon {
     ASSIGN_OR_RETURN(log_, replay::TrajectoryLog::Open(store_.get()));
     ASSIGN_OR_RETURN(sandboxes_, ConnectSandboxes(options.sandbox_address));
     jobs_ = std::make_unique<JobTable>(log_.get(), ToRecord(options.durability), sandboxes_.get(),
-                                       options.threads, options.state_dir + "/kv");
+                                       EngineOptionsOf(options), options.state_dir + "/kv");
     if (options.resume_jobs) RETURN_IF_ERROR(jobs_->ResumeAll());
     RETURN_IF_ERROR(Listen(options.listen));
     return ListenHttp(options);

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/engine.h"
 #include "storage/store.h"
 
 namespace reprise::rollout {
@@ -19,6 +20,7 @@ struct DaemonOptions {
   std::string sandbox_address;      // of sandboxd
   storage::Durability durability = storage::Durability::kFsync;
   int threads = 0;  // of the engine; 0 = one a core
+  engine::PrefixDiskOptions prefix_disk;  // a directory in it for each model
   bool resume_jobs =
       true;  // false: journals are read and jobs' states set, nothing runs on its own
   std::string http;                   // HOST:PORT of the HTTP port; "" = none

@@ -40,6 +40,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   rollout.sandbox_address = embedded->sandbox_address();
   rollout.durability = options.durability;
   rollout.threads = options.threads;
+  rollout.prefix_disk = options.prefix_disk;
   rollout.http = options.http;
   rollout.token_file = options.token_file;
   rollout.models = options.models;

@@ -13,11 +13,11 @@
 namespace reprise::rollout {
 
 JobTable::JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
-                   int engine_threads, std::string kv_dir)
+                   engine::EngineOptions engine, std::string kv_dir)
     : log_(log),
       durability_(durability),
       sandboxes_(sandboxes),
-      engine_threads_(engine_threads),
+      engine_options_(std::move(engine)),
       kv_dir_(std::move(kv_dir)) {}
 
 absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_dir) {
@@ -28,8 +28,13 @@ absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_di
   }
   if (auto found = schedulers_.find(key); found != schedulers_.end()) return found->second.get();
   base::Stopwatch stopwatch;
-  ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine,
-                   engine::Engine::Load(key, {.threads = engine_threads_}));
+  engine::EngineOptions options = engine_options_;
+  if (!options.prefix_disk.directory.empty()) {
+    std::string name = key;
+    std::replace(name.begin(), name.end(), '/', '_');
+    options.prefix_disk.directory += "/" + name;
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, engine::Engine::Load(key, options));
   base::LogInfo(fmt::format("loaded {} in {:.0f} ms", key, stopwatch.ElapsedMillis()));
   auto made = std::make_unique<Scheduler>(std::move(engine), key, log_, sandboxes_, kv_dir_);
   return (schedulers_[key] = std::move(made)).get();

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "engine/engine.h"
 #include "replay/trajectory_log.h"
 #include "rollout/job_run.h"
 #include "rollout/sandboxes.h"
@@ -22,10 +23,11 @@ namespace reprise::rollout {
 
 class JobTable {
  public:
-  // `log` and `sandboxes` outlive this. `engine_threads`: 0 = one a core. `kv_dir`: as of
+  // `log` and `sandboxes` outlive this. `engine`: of every model, each with a directory of its own below that
+  // of the prefix cache on disk. `kv_dir`: as of
   // Scheduler.
   JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
-           int engine_threads, std::string kv_dir);
+           engine::EngineOptions engine, std::string kv_dir);
 
   // Goes on with every unfinished job. A job that cannot go on becomes FAILED with the reason; only
   // an unreadable log is an error.
@@ -91,7 +93,7 @@ class JobTable {
   replay::TrajectoryLog* const log_;
   const journal::Durability durability_;
   Sandboxes* const sandboxes_;
-  const int engine_threads_;
+  const engine::EngineOptions engine_options_;
   const std::string kv_dir_;
 
   absl::Mutex mutex_;

@@ -158,6 +158,8 @@ class Scheduler {
   void StepOnce();
   void OnStepped(absl::Span<const engine::StepItem> items, const std::vector<LivePtr>& lives,
                  const std::vector<VisitPtr>& visits, int64_t step_us);
+  // Gives it a sequence, with what of its tokens a prefix cache has.
+  void Begin(const LivePtr& live);
   void CountStep(absl::Span<const engine::StepItem> items, int64_t step_us);
   // Drops guests that want no more.
   void ReapGuests();

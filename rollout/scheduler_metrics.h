@@ -21,7 +21,8 @@ struct SchedulerMetrics {
   base::Histogram step_seconds{base::LatencyBounds()};
   base::Histogram commit_seconds{base::LatencyBounds()};  // from the append until it is durable
   // As of the last step.
-  std::atomic<int64_t> batch{0}, reused{0}, kv_bytes{0}, prefix_cache_bytes{0};
+  std::atomic<int64_t> batch{0}, reused{0}, kv_bytes{0}, prefix_cache_bytes{0},
+      prefix_disk_bytes{0};
 };
 
 }  // namespace reprise::rollout

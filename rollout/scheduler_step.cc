@@ -41,7 +41,7 @@ void Scheduler::StepOnce() {
         Unshelve(live);
         continue;
       }
-      if (!live->sequence) live->sequence = engine_->NewSequence();
+      if (!live->sequence) Begin(live);
       size_t fed = static_cast<size_t>(live->sequence->length());
       size_t left = live->state.tokens.size() - fed;
       if ((left > 1) != prefill) continue;
@@ -93,6 +93,18 @@ void Scheduler::StepOnce() {
   OnStepped(items, lives, visits, step_us);
 }
 
+void Scheduler::Begin(const LivePtr& live) {
+  // A prefix that another sequence read brings no routes, and is of one version's weights.
+  size_t end = 0;
+  const auto weights = FeedingWeights(live, 0, &end);
+  if (live->job->spec()->routed_experts || !weights.ok()) {
+    live->sequence = engine_->NewSequence();
+    return;
+  }
+  live->sequence = engine_->NewSequence(absl::MakeConstSpan(live->state.tokens).subspan(0, end),
+                                        weights->get());
+}
+
 void Scheduler::CountStep(absl::Span<const engine::StepItem> items, int64_t step_us) {
   metrics_.steps.Add();
   metrics_.step_seconds.Observe(static_cast<double>(step_us) / 1e6);
@@ -105,6 +117,7 @@ void Scheduler::CountStep(absl::Span<const engine::StepItem> items, int64_t step
   metrics_.reused = stats.reused_tokens;
   metrics_.kv_bytes = stats.kv_bytes;
   metrics_.prefix_cache_bytes = stats.prefix_cache_bytes;
+  metrics_.prefix_disk_bytes = stats.prefix_disk_bytes;
 }
 
 void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,

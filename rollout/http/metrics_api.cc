@@ -63,6 +63,9 @@ void AddEngine(const Schedulers& schedulers, MetricsText* text) {
       schedulers, "reprise_prefix_cache_bytes", "gauge", "Bytes that the prefix cache holds.",
       [](S s) { return s.metrics().prefix_cache_bytes.load(); }, text);
   PerModel(
+      schedulers, "reprise_prefix_disk_bytes", "gauge", "Bytes of the prefix cache on disk.",
+      [](S s) { return s.metrics().prefix_disk_bytes.load(); }, text);
+  PerModel(
       schedulers, "reprise_journal_commits_total", "counter", "Durable batches of the token log.",
       [](S s) { return s.metrics().commits.value(); }, text);
   PerModel(

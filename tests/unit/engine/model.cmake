@@ -8,6 +8,8 @@ reprise_test(convert_test SOURCES convert_test.cc
   LIBS reprise::engine reprise::kernels_cpu reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(numerics_test SOURCES numerics_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
+reprise_test(prefix_disk_test SOURCES prefix_disk_test.cc
+  LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(sequence_test SOURCES sequence_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt TIMEOUT 600)
 reprise_test(sampler_test SOURCES sampler_test.cc LIBS reprise::engine)

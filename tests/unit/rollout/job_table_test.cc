@@ -84,7 +84,7 @@ class JobTableTest : public testing::Test {
     End();
     sandboxes_ = std::make_unique<HeldSandboxes>();
     table_ =
-        std::make_unique<JobTable>(log_.get(), journal::DURABILITY_NONE, sandboxes_.get(), 1, "");
+        std::make_unique<JobTable>(log_.get(), journal::DURABILITY_NONE, sandboxes_.get(), engine::EngineOptions{.threads = 1}, "");
   }
   absl::StatusOr<std::shared_ptr<JobRun>> Submit(const std::string& toml,
                                                  const std::string& id = "") {
