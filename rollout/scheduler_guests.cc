@@ -31,7 +31,8 @@ void Scheduler::ReapGuests() {
 void Scheduler::AddGuestItems(bool prefill, size_t* budget, std::vector<engine::StepItem>* items,
                               std::vector<VisitPtr>* visits) {
   const size_t running = std::min(visits_.size(), kGuestsRunning);
-  for (size_t i = 0; i<running&& * budget> 0; ++i) {
+  for (size_t i = 0; i < running; ++i) {
+    if (*budget == 0) break;
     const VisitPtr& visit = visits_[i];
     if (!visit->sequence)
       visit->sequence = engine_->NewSequence(visit->guest->tokens(), current_weights_.get());
