@@ -72,6 +72,7 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias = {};  // [-1000, 1000]
   std::vector<int32_t> stop_ids = {};                      // set SampledToken::stop
   int32_t top_logprobs = 0;  // 0..1024: tokens to report beside the sampled
+  int32_t kept_max = 0;      // 0..65536: report what was left to be drawn from, up to that many ids
 };
 
 struct TokenLogprob {
@@ -86,6 +87,8 @@ struct SampledToken {
   float raw_logprob = 0;
   bool stop = false;              // one of stop_ids
   std::vector<TokenLogprob> top;  // the best by raw_logprob, best first, the lower id first
+  // What top_k, top_p and min_p left, ascending; empty: all of the vocabulary, or more than kept_max.
+  std::vector<int32_t> kept;
 };
 
 // The tensors of one checkpoint in memory, of the config and the tokenizer of the engine that

@@ -155,6 +155,7 @@ absl::Status CheckSampling(const SamplingParams& params, int64_t vocab_size) {
   RETURN_IF_ERROR(
       CheckRange("presence_penalty", params.presence_penalty, -kPenaltyMax, kPenaltyMax));
   RETURN_IF_ERROR(CheckRange("top_logprobs", params.top_logprobs, 0, kTopLogprobsMax));
+  RETURN_IF_ERROR(CheckRange("kept_max", params.kept_max, 0, kKeptMax));
   for (const auto& [id, bias] : params.logit_bias) {
     RETURN_IF_ERROR(CheckRange("the token of a logit_bias", id, 0, vocab_size - 1));
     RETURN_IF_ERROR(CheckRange("logit_bias", bias, -kLogitBiasMax, kLogitBiasMax));
@@ -197,6 +198,9 @@ absl::StatusOr<SampledToken> Sample(absl::Span<const float> raw, const SamplingP
   if (params.top_logprobs > 0) {
     token.top = TopLogprobs(raw, raw_max, raw_log_sum, logits, from, params.top_logprobs);
   }
+  const size_t left = from.candidates.size();
+  if (left < logits.size() && left <= static_cast<size_t>(params.kept_max))
+    token.kept = std::move(from.candidates);
   return token;
 }
 

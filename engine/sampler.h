@@ -15,6 +15,7 @@ inline constexpr float kTemperatureMax = 100;
 inline constexpr float kPenaltyMax = 100;
 inline constexpr float kLogitBiasMax = 1000;
 inline constexpr int32_t kTopLogprobsMax = 1024;
+inline constexpr int32_t kKeptMax = 65536;
 
 // INVALID_ARGUMENT names the parameter that is out of its range (engine.h).
 absl::Status CheckSampling(const SamplingParams& params, int64_t vocab_size);

@@ -99,20 +99,11 @@ std::string ToolCalls(const TrajectoryState& state) {
 
 std::string Failure(const journal::Sealed& sealed) {
   if (sealed.failure_kind().empty()) return "null";
-  // Another attempt would end the same way where the model, a tool or the task is the cause.
-  const std::string& kind = sealed.failure_kind();
-  const bool again = kind == "infra" || kind == "grader" || kind == "timeout";
   return ObjectWriter()
-      .Text("kind", kind)
+      .Text("kind", sealed.failure_kind())
       .Text("reason", sealed.failure())
-      .Bool("retriable", again)
+      .Bool("retriable", IsRetriable(sealed))
       .Finish();
-}
-
-// A failure that the model caused keeps its reward; one of the platform or the grader never does.
-bool IsValid(const TrajectoryState& state) {
-  const std::string& kind = state.sealed->failure_kind();
-  return state.sealed->status() != "aborted" && (kind.empty() || kind == "model" || kind == "tool");
 }
 
 std::string FinishReason(const journal::Sealed& sealed) {
@@ -163,6 +154,18 @@ void AddRoutes(const TrajectoryState& state, const ExportContext& context, Objec
   writer->Raw("routed_experts", routes.Finish());
 }
 
+// Ragged, by token: the ids of token i are kept_ids[kept_offsets[i], kept_offsets[i + 1]).
+void AddKept(const TrajectoryState& state, ObjectWriter* writer) {
+  if (state.kept_counts.empty()) return;
+  std::vector<uint64_t> offsets(state.tokens.size() + 1, 0);
+  for (size_t i = 0; i < state.tokens.size(); ++i)
+    offsets[i + 1] = offsets[i] + (i < state.kept_counts.size() ? state.kept_counts[i] : 0);
+  writer->Raw("kept_offsets",
+              Array(offsets, [](uint64_t offset) { return fmt::format("{}", offset); }));
+  const int32_t* ids = state.kept_ids.data();
+  writer->Raw("kept_ids", Integers(ids, ids + state.kept_ids.size()));
+}
+
 std::string Reward(const TrajectoryState& state) {
   return state.reward.has_value() && state.reward->has_value() ? FloatText(state.reward->value())
                                                                : "null";
@@ -179,6 +182,11 @@ std::string RewardComponents(const TrajectoryState& state) {
     }
   }
   return writer.Finish();
+}
+
+std::string RewardMetadata(const TrajectoryState& state) {
+  const bool some = state.reward.has_value() && !state.reward->metadata_json().empty();
+  return some ? state.reward->metadata_json() : "null";
 }
 
 double Millis(int64_t micros) { return static_cast<double>(micros) / 1000.0; }
@@ -208,6 +216,10 @@ void AddTiming(const TrajectoryState& state, ObjectWriter* writer) {
               return one.Finish();
             }));
   writer->Raw("timing", times.Finish());
+  uint64_t cached = timing.cached_tokens();
+  for (const Exchange& exchange : state.exchanges)
+    cached += exchange.done ? exchange.done->cached_tokens() : 0;
+  writer->Number("cached_tokens", cached);
 }
 
 }  // namespace
@@ -233,7 +245,7 @@ absl::StatusOr<std::string> ExportRecordJson(const TrajectoryState& state,
             context.rollout_id.empty() ? start.trajectory_id() : context.rollout_id)
       .Number("branch", context.branch)
       .Number("n_branches", context.n_branches)
-      .Number("attempt", 0);
+      .Number("attempt", context.attempt);
   writer.Raw("task", ObjectWriter()
                          .Text("key", start.task_id())
                          .Text("hash", context.task_hash)
@@ -242,9 +254,15 @@ absl::StatusOr<std::string> ExportRecordJson(const TrajectoryState& state,
                          .Finish());
   AddTokens(state, &writer);
   AddRoutes(state, context, &writer);
+  AddKept(state, &writer);
   writer.Raw("temperature", FloatText(context.temperature)).Raw("top_p", FloatText(context.top_p));
+  writer.Number("top_k", context.top_k).Raw("min_p", FloatText(context.min_p));
   writer.Number("seed", start.seed());
   writer.Raw("reward", Reward(state)).Raw("reward_components", RewardComponents(state));
+  writer.Raw("reward_metadata", RewardMetadata(state));
+  if (context.with_advantage) {
+    writer.Raw("advantage", context.advantage ? FloatText(*context.advantage) : "null");
+  }
   writer.Text("status", state.sealed->status()).Text("stop_reason", state.sealed->stop_reason());
   writer.Text("finish_reason", FinishReason(*state.sealed)).Bool("valid", IsValid(state));
   writer.Raw("failure", Failure(*state.sealed));

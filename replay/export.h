@@ -1,10 +1,11 @@
 // A sealed trajectory as one line of rollout.v1 JSON, the record that trainers take. The same log
-// content gives the same bytes, whatever crashed in between; only `resume` and `timing`, the two
-// last fields, tell of the run itself.
+// content gives the same bytes, whatever crashed in between; only `resume`, `timing` and
+// `cached_tokens`, the last fields, tell of the run itself.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -21,6 +22,10 @@ struct ExportContext {
   uint64_t row = 0;          // line of the task in it, from 0
   float temperature = 1.0f;  // as applied
   float top_p = 1.0f;        // as applied
+  int32_t top_k = 0;         // as applied; 0 = all
+  float min_p = 0;           // as applied
+  bool with_advantage = false;
+  std::optional<float> advantage;  // of its reward in its group
   // {model, tokenizer, template, build, kv_dtype, batch_invariant}: what made the tokens.
   std::map<std::string, std::string> engine;
   std::string messages_json;  // JSON array, the conversation as text; "" = null
@@ -32,7 +37,8 @@ struct ExportContext {
   // the trajectory's own).
   uint32_t branch = 0, n_branches = 1;
   std::string rollout_id;
-  bool without_timing = false;  // leave out `resume` and `timing`
+  uint32_t attempt = 0;         // at its sample, from 0
+  bool without_timing = false;  // leave out `resume`, `timing` and `cached_tokens`
 };
 
 // FAILED_PRECONDITION when the trajectory is not sealed.

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <numeric>
+
 #include "base/status_macros.h"
 
 namespace reprise::replay {
@@ -41,6 +43,20 @@ absl::Status ApplySampled(TrajectoryState* state, const journal::SampledTokens& 
   state->logprobs.insert(state->logprobs.end(), sampled.logprobs().begin(),
                          sampled.logprobs().end());
   state->routed_experts.append(sampled.routed_experts());
+
+  if (sampled.kept_counts_size() > 0) {
+    const uint64_t kept = std::accumulate(sampled.kept_counts().begin(),
+                                          sampled.kept_counts().end(), uint64_t{0});
+    if (sampled.kept_counts_size() != sampled.ids_size() ||
+        kept != static_cast<uint64_t>(sampled.kept_ids_size())) {
+      return Bad(*state, "what tokens were drawn from is not whole");
+    }
+    state->kept_counts.resize(begin, 0);
+    state->kept_counts.insert(state->kept_counts.end(), sampled.kept_counts().begin(),
+                              sampled.kept_counts().end());
+    state->kept_ids.insert(state->kept_ids.end(), sampled.kept_ids().begin(),
+                           sampled.kept_ids().end());
+  }
 
   if (state->segments.back().role != Segment::Role::kSampled) {
     Segment segment;
@@ -188,6 +204,17 @@ absl::Status TrajectoryState::Apply(const journal::TrajectoryEntry& entry) {
   RETURN_IF_ERROR(status);
   ++entries;
   return absl::OkStatus();
+}
+
+bool IsValid(const TrajectoryState& state) {
+  const std::string& kind = state.sealed->failure_kind();
+  return state.sealed->status() != "aborted" && (kind.empty() || kind == "model" || kind == "tool");
+}
+
+bool IsRetriable(const journal::Sealed& sealed) {
+  const std::string& kind = sealed.failure_kind();
+  return kind == "infra" || kind == "grader" || kind == "timeout" ||
+         (sealed.status() == "aborted" && sealed.stop_reason() == "stale");
 }
 
 absl::StatusOr<TrajectoryState> Fold(const std::vector<journal::TrajectoryEntry>& entries) {

@@ -65,6 +65,10 @@ struct TrajectoryState {
   std::vector<CallState> calls;  // in the order in which they were issued
   std::vector<Exchange> exchanges;  // of an external job; the last may be open
   std::map<uint64_t, journal::TokenAlternatives> alternatives;  // by token index, where recorded
+  // What the sampled tokens were drawn from, where that was recorded: how many ids of each token, as
+  // far as the last that has some, and all of them in order.
+  std::vector<uint32_t> kept_counts;
+  std::vector<int32_t> kept_ids;
   std::optional<journal::RewardDone> reward;
   std::optional<journal::Sealed> sealed;
   std::vector<journal::Resumed> resumed;
@@ -81,6 +85,13 @@ struct TrajectoryState {
 };
 
 absl::StatusOr<TrajectoryState> Fold(const std::vector<journal::TrajectoryEntry>& entries);
+
+// Whether it may be trained on: a failure that the model caused keeps its reward, one of the
+// platform or of the judge never does. REQUIRES: state.sealed.
+bool IsValid(const TrajectoryState& state);
+// Whether what made it invalid may not meet another attempt: the platform, the judge, time, or
+// weights that had become too old.
+bool IsRetriable(const journal::Sealed& sealed);
 
 // SHA-256 chain over (ids, mask, logprobs, versions, routes) as replay/FORMAT.md writes it down.
 std::string TrajectoryDigest(const TrajectoryState& state);

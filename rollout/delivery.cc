@@ -27,6 +27,7 @@ absl::Status Delivery::ReadLocked(const JobRun& run, Job* job) {
 }
 
 Delivery::Place Delivery::PlaceLocked(const JobRun& run, size_t position, const Job& job) const {
+  if (run.IsDropped(position)) return Place::kDropped;
   auto known = job.groups.find(run.group_at(position));
   if (known == job.groups.end()) {
     for (size_t sample = 0; sample < run.group_size(); ++sample) {
@@ -133,6 +134,9 @@ absl::StatusOr<Delivery::Counts> Delivery::Count(const JobRun& run) {
         break;
       case Place::kAcknowledged:
         ++counts.acknowledged;
+        break;
+      case Place::kDropped:
+        ++counts.dropped;
         break;
     }
   }

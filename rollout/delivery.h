@@ -56,7 +56,7 @@ class Delivery {
   absl::Status Release(const JobRun& run, const std::vector<Fence>& fences);
 
   struct Counts {
-    uint32_t pending = 0, ready = 0, leased = 0, acknowledged = 0;
+    uint32_t pending = 0, ready = 0, leased = 0, acknowledged = 0, dropped = 0;
   };
   absl::StatusOr<Counts> Count(const JobRun& run);
 
@@ -66,7 +66,7 @@ class Delivery {
     bool read ABSL_GUARDED_BY(mutex) = false;
     std::map<uint32_t, journal::Delivery> groups ABSL_GUARDED_BY(mutex);  // ever leased, by ordinal
   };
-  enum class Place { kPending, kReady, kLeased, kAcknowledged };
+  enum class Place { kPending, kReady, kLeased, kAcknowledged, kDropped };
 
   Job* JobOf(const JobRun& run);
   absl::Status ReadLocked(const JobRun& run, Job* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(job->mutex);

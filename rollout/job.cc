@@ -81,6 +81,16 @@ absl::Status ReadTool(Fields& fields, const std::string& directory, DigestInput*
   return absl::OkStatus();
 }
 
+void ReadOnInvalid(Fields& fields, JobSpec* job) {
+  const std::string what = fields.OneOf("on_invalid", {"mask", "drop_group", "replace"}, "mask");
+  if (what == "drop_group") job->on_invalid = OnInvalid::kDropGroup;
+  if (what == "replace") job->on_invalid = OnInvalid::kReplace;
+  const bool replace = job->on_invalid == OnInvalid::kReplace;
+  if (fields.Has("replacements") && !replace)
+    fields.Fail("replacements", "stands without on_invalid = \"replace\"");
+  job->replacements = fields.Int("replacements", 1, kMaxReplacements, replace ? 3 : 0);
+}
+
 void ReadTop(Fields& fields, const std::string& directory, const std::string& job_id,
              JobSpec* job) {
   job->id = fields.String("id", job_id.empty() ? std::nullopt : std::optional(job_id));
@@ -100,11 +110,14 @@ void ReadTop(Fields& fields, const std::string& directory, const std::string& jo
   if (mode.ok()) job->mode = *mode;
   auto effort = engine::ParseEffort(fields.OneOf("effort", {"none", "high", "max"}, "none"));
   if (effort.ok()) job->effort = *effort;
+  ReadOnInvalid(fields, job);
 }
 
 void ReadSampling(Fields& fields, JobSpec* job) {
   job->temperature = static_cast<float>(fields.Number("temperature", 0, 100, false, 1.0));
   job->top_p = static_cast<float>(fields.Number("top_p", 0, 1, true, 1.0));
+  job->top_k = static_cast<int32_t>(fields.Int("top_k", 0, INT32_MAX, 0));
+  job->min_p = static_cast<float>(fields.Number("min_p", 0, 1, false, 0));
 }
 
 void ReadJobLimits(Fields& fields, JobSpec* job) {
@@ -151,6 +164,8 @@ absl::StatusOr<std::unique_ptr<JobSpec>> LoadJob(std::string_view toml,
   ReadJobLimits(limits, job.get());
   RETURN_IF_ERROR(limits.Finish());
   job->routed_experts = output.Bool("routed_experts", false);
+  job->advantage = output.Bool("advantage", false);
+  job->kept_ids = static_cast<int32_t>(output.Int("kept_ids", 0, kMaxKeptIds, 0));
   RETURN_IF_ERROR(output.Finish());
   ReadWeightsPolicy(weights, job.get());
   RETURN_IF_ERROR(weights.Finish());
@@ -158,7 +173,7 @@ absl::StatusOr<std::unique_ptr<JobSpec>> LoadJob(std::string_view toml,
   for (Fields& tool : tools) RETURN_IF_ERROR(ReadTool(tool, directory, &digest, job.get()));
   std::optional<RewardSpec> reward;
   if (reward_table) {
-    ASSIGN_OR_RETURN(reward, ReadReward(*reward_table));
+    ASSIGN_OR_RETURN(reward, ReadReward(*reward_table, directory));
   }
 
   if (!std::filesystem::is_directory(job->model_dir)) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -24,6 +25,8 @@ inline constexpr uint64_t kMaxTaskSetBytes = 1ull << 30;
 inline constexpr uint64_t kMaxToolFileBytes = 1 << 20;
 inline constexpr int64_t kMaxGroupSize = 1024;
 inline constexpr int64_t kMaxInFlight = 1024;
+inline constexpr int64_t kMaxReplacements = 100;
+inline constexpr int64_t kMaxKeptIds = 4096;
 
 // What new weights mean for trajectories that run; a weight update may say otherwise.
 struct WeightsPolicy {
@@ -32,13 +35,29 @@ struct WeightsPolicy {
   int64_t max_staleness = -1;  // ended where their first token is more versions old; -1 = no bound
 };
 
+// What becomes of a group with a sample that cannot be used: it is delivered with that sample marked
+// as invalid, it is delivered to nobody, or a fresh sample stands for it.
+enum class OnInvalid { kMask, kDropGroup, kReplace };
+
+// A judge that is somebody's HTTP service.
+struct HttpJudge {
+  std::string url;
+  int64_t timeout_ms = 0;  // of one attempt
+  int64_t attempts = 1;
+  std::string token_file;  // its content is sent as a bearer token; "" = none
+  std::string ca_file;     // PEM, instead of the system's roots; "" = those
+};
+
 // How a finished trajectory is judged.
 struct RewardSpec {
-  enum class Kind { kMatch, kCommand } kind = Kind::kMatch;
+  enum class Kind { kMatch, kCommand, kHttp } kind = Kind::kMatch;
   std::string answer;             // kMatch
   std::vector<std::string> argv;  // kCommand
   std::vector<std::pair<std::string, std::string>> env;
   sandbox::Limits limits;
+  // kCommand: of a sandbox of its own; nullopt = the trajectory's sandbox.
+  std::optional<sandbox::SandboxSpec> sandbox;
+  HttpJudge http;  // kHttp
 };
 
 struct Task {
@@ -67,6 +86,8 @@ struct JobSpec {
 
   float temperature = 1.0f;
   float top_p = 1.0f;
+  int32_t top_k = 0;  // 0 = all
+  float min_p = 0;
 
   int64_t max_tokens = 0;  // after the prompt, sampled and fed
   int64_t max_turns = 0;
@@ -75,7 +96,12 @@ struct JobSpec {
   int64_t tool_result_bytes = 0;
   int64_t max_in_flight = 0;
 
+  OnInvalid on_invalid = OnInvalid::kMask;
+  int64_t replacements = 0;  // fresh attempts a sample; 0 unless kReplace
+
   bool routed_experts = false;
+  bool advantage = false;
+  int32_t kept_ids = 0;  // most ids a token that are recorded of what it was drawn from; 0 = none
   WeightsPolicy weights;
 
   std::vector<Tool> tools;

@@ -5,7 +5,10 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/fd.h"
 #include "base/status_macros.h"
+#include "http/url.h"
+#include "rollout/text.h"
 
 namespace reprise::rollout {
 namespace {
@@ -92,17 +95,48 @@ absl::StatusOr<sandbox::SandboxSpec> ReadSandbox(Fields& fields, sandbox::Sandbo
   return base;
 }
 
-absl::StatusOr<RewardSpec> ReadReward(Fields& fields) {
+namespace {
+
+HttpJudge ReadHttpJudge(Fields& fields, const std::string& directory) {
+  HttpJudge judge;
+  judge.url = fields.String("url");
+  auto url = http::ParseUrl(judge.url);
+  if (!url.ok()) fields.Fail("url", fmt::format("is {}", Message(url.status())));
+  judge.timeout_ms = fields.Int("timeout_ms", 1, 3'600'000, 60'000);
+  judge.attempts = fields.Int("attempts", 1, 100, 5);
+  for (auto [key, path] : {std::pair("token_file", &judge.token_file),
+                           std::pair("ca_file", &judge.ca_file)}) {
+    if (!fields.Has(key)) {
+      fields.Raw(key);
+      continue;
+    }
+    *path = FromDirectory(directory, fields.String(key));
+    if (auto content = base::ReadFile(*path); !content.ok())
+      fields.Fail(key, fmt::format("cannot be used: {}", Message(content.status())));
+  }
+  return judge;
+}
+
+}  // namespace
+
+absl::StatusOr<RewardSpec> ReadReward(Fields& fields, const std::string& directory) {
   RewardSpec out;
-  if (fields.OneOf("kind", {"match", "command"}) == "match") {
+  const std::string kind = fields.OneOf("kind", {"match", "command", "http"});
+  if (kind == "match") {
     out.kind = RewardSpec::Kind::kMatch;
     out.answer = fields.String("answer");
+  } else if (kind == "http") {
+    out.kind = RewardSpec::Kind::kHttp;
+    out.http = ReadHttpJudge(fields, directory);
   } else {
     out.kind = RewardSpec::Kind::kCommand;
     out.argv = fields.Strings("command", 1, true);
     out.env = ReadEnv(fields);
     if (auto limits = fields.Table("limits")) {
       ASSIGN_OR_RETURN(out.limits, ReadLimits(*limits, {}));
+    }
+    if (auto box = fields.Table("sandbox")) {
+      ASSIGN_OR_RETURN(out.sandbox, ReadSandbox(*box, {}, directory));
     }
   }
   RETURN_IF_ERROR(fields.Finish());

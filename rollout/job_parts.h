@@ -21,7 +21,8 @@ absl::StatusOr<sandbox::Limits> ReadLimits(Fields& fields, sandbox::Limits base)
 absl::StatusOr<sandbox::SandboxSpec> ReadSandbox(Fields& fields, sandbox::SandboxSpec base,
                                                  const std::string& directory);
 
-absl::StatusOr<RewardSpec> ReadReward(Fields& fields);
+// Paths start from `directory`.
+absl::StatusOr<RewardSpec> ReadReward(Fields& fields, const std::string& directory);
 
 // The lines of a task set that the job uses. Errors name file and line.
 absl::Status ReadTasks(std::string_view text, const std::string& file, const std::string& directory,

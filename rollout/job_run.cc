@@ -27,6 +27,8 @@ Summary Summarize(const replay::TrajectoryState& state) {
     out.status = state.sealed->status();
     out.stop_reason = state.sealed->stop_reason();
     out.failed = !out.has_reward;
+    out.valid = replay::IsValid(state);
+    out.retriable = replay::IsRetriable(*state.sealed);
     out.sealed_us = state.sealed->sealed_us();
   } else {
     out.status = "running";
@@ -62,6 +64,7 @@ JobRun::JobRun(std::unique_ptr<JobSpec> spec, journal::JobRecord record)
         TrajectoryId(id_, task.group, static_cast<uint32_t>(i % spec_->group_size)));
   }
   summaries_.resize(trajectory_ids_.size());
+  attempts_.resize(trajectory_ids_.size());
 }
 
 JobRun::JobRun(journal::JobRecord record, std::vector<std::string> trajectory_ids, absl::Status why)
@@ -80,10 +83,13 @@ JobRun::JobRun(journal::JobRecord record)
 
 absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
   if (external_) return ReadExternalLogs(log);
-  for (size_t i = 0; i < size(); ++i) {
+  for (size_t i = 0; i < size();) {
     const std::string id = trajectory_id(i);
     auto entries = log->Read(id);
-    if (absl::IsNotFound(entries.status())) continue;
+    if (absl::IsNotFound(entries.status())) {
+      ++i;
+      continue;
+    }
     RETURN_IF_ERROR(entries.status());
     auto state = replay::Fold(*entries);
     if (!state.ok()) {
@@ -91,11 +97,13 @@ absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
           state.status().code(),
           fmt::format("trajectory {}: {}", id, Message(state.status())));
     }
-    Summary summary = Summarize(*state);
-    summary.sealed = state->sealed.has_value();
-    Update(i, summary);
-    if (state->sealed) continue;
-    unfinished_.emplace(i, *std::move(state));
+    if (!state->sealed) {
+      Update(i, Summarize(*state));
+      unfinished_.emplace(i, *std::move(state));
+    } else if (Seal(i, Summarize(*state)) == After::kReplaced) {
+      continue;  // the next attempt at the same sample
+    }
+    ++i;
   }
   return absl::OkStatus();
 }
@@ -170,6 +178,66 @@ bool JobRun::IsSealed(size_t index) const {
   return summaries_[index].sealed;
 }
 
+JobRun::After JobRun::Seal(size_t index, Summary summary) {
+  absl::MutexLock lock(&mutex_);
+  const OnInvalid policy = spec_ == nullptr ? OnInvalid::kMask : spec_->on_invalid;
+  const size_t group = index / group_size_;
+  After after = After::kStands;
+  if (policy != OnInvalid::kMask && !summary.valid) {
+    const bool again = summary.retriable && !dropped_.contains(group) &&
+                       attempts_[index] < static_cast<uint32_t>(spec_->replacements);
+    after = again ? After::kReplaced : After::kDropsItsGroup;
+  }
+  CountLocked(summaries_[index], -1);
+  if (after == After::kReplaced) {
+    summaries_[index] = Summary();
+    ++replaced_;
+    trajectory_ids_[index] = AttemptId(
+        TrajectoryId(id_, group_at(group), static_cast<uint32_t>(index % group_size_)),
+        ++attempts_[index]);
+  } else {
+    if (after == After::kDropsItsGroup) dropped_.insert(group);
+    summary.sealed = true;
+    summaries_[index] = std::move(summary);
+  }
+  CountLocked(summaries_[index], 1);
+  ++version_;
+  return after;
+}
+
+uint32_t JobRun::attempt(size_t index) const {
+  absl::MutexLock lock(&mutex_);
+  return attempts_.empty() ? 0 : attempts_[index];
+}
+
+bool JobRun::IsDropped(size_t position) const {
+  absl::MutexLock lock(&mutex_);
+  return dropped_.contains(position);
+}
+
+std::vector<std::optional<float>> JobRun::GroupRewards(size_t position) const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::optional<float>> rewards;
+  if (dropped_.contains(position)) return rewards;
+  for (size_t i = 0; i < group_size_; ++i) {
+    const Summary& summary = summaries_[position * group_size_ + i];
+    if (!summary.sealed) return {};
+    rewards.push_back(summary.valid && summary.has_reward ? std::optional(summary.reward)
+                                                          : std::nullopt);
+  }
+  return rewards;
+}
+
+std::vector<std::string> JobRun::replaced_ids(size_t index) const {
+  const uint32_t attempts = attempt(index);
+  if (attempts == 0) return {};
+  const std::string first = TrajectoryId(id_, group_at(index / group_size_),
+                                         static_cast<uint32_t>(index % group_size_));
+  std::vector<std::string> ids;
+  for (uint32_t i = 0; i < attempts; ++i) ids.push_back(AttemptId(first, i));
+  return ids;
+}
+
 bool JobRun::AllSealed() const {
   absl::MutexLock lock(&mutex_);
   return sealed_ == summaries_.size();
@@ -188,6 +256,8 @@ wire::Job JobRun::ToProto() const {
   job.set_fed_tokens(fed_);
   job.set_tool_calls(calls_);
   job.set_submitted_us(record_.submitted_us());
+  job.set_replaced(replaced_);
+  job.set_dropped_groups(static_cast<uint32_t>(dropped_.size()));
   double sum = 0;
   uint32_t rewarded = 0;
   int64_t last_us = 0;

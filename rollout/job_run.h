@@ -36,6 +36,7 @@ struct Summary {
   bool has_reward = false;
   float reward = 0;
   bool failed = false;  // sealed without a valid result
+  bool valid = true, retriable = false;  // once sealed, as of replay::IsValid and IsRetriable
   bool sealed = false;  // and durable
   int64_t sealed_us = 0;
 };
@@ -102,6 +103,20 @@ class JobRun {
   void Update(size_t index, Summary summary);
   Summary summary(size_t index) const;
   bool IsSealed(size_t index) const;  // summary(index).sealed
+  // The trajectory at `index` is sealed and durable, and `summary` is of it. What follows is a
+  // function of the logs alone, so that a restart comes to the same.
+  enum class After {
+    kStands,        // it is the sample
+    kReplaced,      // its place is free for the next attempt
+    kDropsItsGroup  // it stands, and its group is delivered to nobody
+  };
+  After Seal(size_t index, Summary summary);
+  uint32_t attempt(size_t index) const;  // that the place is for now
+  bool IsDropped(size_t position) const;  // a group
+  // The rewards of a group's valid samples; empty while it is not whole, or when it is dropped.
+  std::vector<std::optional<float>> GroupRewards(size_t position) const;
+  // The logs of earlier attempts at a sample.
+  std::vector<std::string> replaced_ids(size_t index) const;
   bool AllSealed() const;
 
   wire::Job ToProto() const;
@@ -134,6 +149,9 @@ class JobRun {
   journal::JobRecord record_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> trajectory_ids_ ABSL_GUARDED_BY(mutex_);
   std::vector<Summary> summaries_ ABSL_GUARDED_BY(mutex_);
+  std::vector<uint32_t> attempts_ ABSL_GUARDED_BY(mutex_);  // of a job with a spec
+  std::set<size_t> dropped_ ABSL_GUARDED_BY(mutex_);        // groups, by position
+  uint32_t replaced_ ABSL_GUARDED_BY(mutex_) = 0;
   // Of an external job.
   std::map<std::string, uint32_t> group_ordinals_ ABSL_GUARDED_BY(mutex_);
   std::set<uint32_t> free_ordinals_ ABSL_GUARDED_BY(mutex_);

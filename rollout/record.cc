@@ -3,62 +3,18 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "absl/types/span.h"
 #include "base/status_macros.h"
-#include "engine/chat.h"
 #include "replay/export.h"
-#include "rollout/fields.h"
+#include "rollout/advantage.h"
 #include "rollout/identity.h"
+#include "rollout/messages.h"
 #include "rollout/text.h"
 
 namespace reprise::rollout {
-namespace {
 
-using replay::Segment;
 using replay::TrajectoryState;
-
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-// One assistant turn as a message, with the calls that it made under the ids that they got.
-Json AssistantMessage(const TrajectoryState& state, const Segment& segment, const JobRun& run) {
-  absl::Span<const int32_t> ids(state.tokens.data() + segment.begin, segment.end - segment.begin);
-  engine::ParsedTurn turn = engine::ParseTurn(run.tokenizer()->Decode(ids), run.spec()->mode);
-  Json message = {{"role", "assistant"}, {"content", turn.content}};
-  if (!turn.reasoning.empty()) message["reasoning_content"] = turn.reasoning;
-  for (size_t i = 0; i < turn.tool_calls.size(); ++i) {
-    const engine::ToolCall& call = turn.tool_calls[i];
-    message["tool_calls"].push_back(
-        {{"id", CallId(state.start.trajectory_id(), segment.turn, static_cast<uint32_t>(i))},
-         {"type", "function"},
-         {"function", {{"name", call.name}, {"arguments", call.arguments_json}}}});
-  }
-  return message;
-}
-
-// The task's messages, then what the model and its tools said.
-std::string Messages(const TrajectoryState& state, const Task& task, const JobRun& run) {
-  Json messages = Json::parse(task.messages_json);
-  for (const Segment& segment : state.segments) {
-    if (segment.role == Segment::Role::kSampled) {
-      messages.push_back(AssistantMessage(state, segment, run));
-    }
-    if (segment.role != Segment::Role::kTool) continue;
-    for (const std::string& id : segment.call_ids) {
-      for (const replay::CallState& call : state.calls) {
-        if (call.issued.call_id() != id || !call.done) continue;
-        messages.push_back(
-            {{"role", "tool"}, {"tool_call_id", id}, {"content", call.done->result_text()}});
-      }
-    }
-  }
-  return Dump(messages);
-}
-
-}  // namespace
 
 absl::StatusOr<const Task*> TaskOf(const TrajectoryState& state, const JobSpec& spec) {
   const Task* task = nullptr;
@@ -89,6 +45,7 @@ replay::ExportContext ContextOf(const TrajectoryState& state, const JobRun& run,
   context.routes_per_token = record.routes_per_token();
   context.routes_are_u16 = record.routes_are_u16();
   context.without_timing = without_timing;
+  context.attempt = AttemptOf(state.start.trajectory_id());
   return context;
 }
 
@@ -112,6 +69,15 @@ absl::StatusOr<std::string> ExportExternal(const TrajectoryState& state, const J
   return replay::ExportRecordJson(state, context);
 }
 
+// Of a sample of a group that is whole.
+std::optional<float> AdvantageOf(const TrajectoryState& state, const JobRun& run) {
+  const size_t position = state.start.group() - run.spec()->tasks[0].group;
+  const size_t index = position * run.group_size() + state.start.sample();
+  if (run.trajectory_id(index) != state.start.trajectory_id()) return std::nullopt;
+  const std::vector<std::optional<float>> rewards = run.GroupRewards(position);
+  return rewards.empty() ? std::nullopt : Advantage(rewards, state.start.sample());
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> ExportRecord(const TrajectoryState& state, const JobRun& run,
@@ -130,7 +96,11 @@ absl::StatusOr<std::string> ExportRecord(const TrajectoryState& state, const Job
   context.row = task->group;
   context.temperature = spec->temperature;
   context.top_p = spec->top_p;
-  context.messages_json = Messages(state, *task, run);
+  context.top_k = spec->top_k;
+  context.min_p = spec->min_p;
+  context.with_advantage = spec->advantage;
+  if (spec->advantage) context.advantage = AdvantageOf(state, run);
+  context.messages_json = MessagesJson(state, *task, *run.tokenizer(), spec->mode);
   return replay::ExportRecordJson(state, context);
 }
 

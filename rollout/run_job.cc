@@ -34,6 +34,13 @@ absl::StatusOr<RunJobSummary> Finish(RolloutClient* client, const RunJobOptions&
   request.set_job_id(options.job_id);
   request.set_without_timing(options.without_timing);
   RETURN_IF_ERROR(ExportJob(client, request, summary.output_path));
+  const std::string dropped = options.out_dir + "/dropped.jsonl";
+  if (summary.job.replaced() + summary.job.dropped_groups() > 0) {
+    request.set_dropped(true);
+    RETURN_IF_ERROR(ExportJob(client, request, dropped));
+  } else if (std::error_code error; !std::filesystem::remove(dropped, error) && error) {
+    return absl::UnavailableError(fmt::format("cannot remove {}: {}", dropped, error.message()));
+  }
   return summary;
 }
 

@@ -28,7 +28,8 @@ struct RunJobSummary {
 
 // Submits (again: the same content is the same job; one that was paused or failed is taken up),
 // waits until it ends, and replaces OUT/trajectories.jsonl in one step by its sealed trajectories,
-// ordered by group and sample. ABORTED with the job's own message when it failed.
+// ordered by group and sample. OUT/dropped.jsonl receives what is delivered to nobody, if anything
+// is. ABORTED with the job's own message when it failed.
 absl::StatusOr<RunJobSummary> RunJob(RolloutClient* client, const RunJobOptions& options);
 // The same for a job that the daemon has.
 absl::StatusOr<RunJobSummary> FinishJob(RolloutClient* client, const RunJobOptions& options);

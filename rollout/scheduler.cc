@@ -13,6 +13,19 @@
 
 namespace reprise::rollout {
 
+namespace {
+
+engine::SamplingParams SamplingOf(const Plan& plan) {
+  return {.temperature = plan.job->temperature,
+          .top_p = plan.job->top_p,
+          .seed = plan.seed,
+          .top_k = plan.job->top_k,
+          .min_p = plan.job->min_p,
+          .kept_max = plan.job->kept_ids};
+}
+
+}  // namespace
+
 Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& model,
                      replay::TrajectoryLog* log, Sandboxes* sandboxes, const std::string& kv_dir)
     : engine_(std::move(engine)),
@@ -23,6 +36,7 @@ Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& 
       weights_(engine_.get(), log, model),
       kv_files_(kv_dir),
       pool_(std::make_unique<ToolPool>(kToolThreads, kToolQueue)),
+      judge_(std::make_unique<Judge>()),
       thread_([this] { Loop(); }) {}
 
 Scheduler::~Scheduler() {
@@ -32,6 +46,7 @@ Scheduler::~Scheduler() {
   }
   // The engine thread first: it may still hand tasks to the pool.
   thread_.join();
+  judge_.reset();
   pool_.reset();
 }
 
@@ -109,15 +124,13 @@ void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryStat
   auto live = std::make_shared<Live>();
   live->job = active->job;
   live->index = index;
-  live->plan = MakePlan(*active->job->spec(), index);
+  live->plan = MakePlan(*active->job->spec(), index, active->job->attempt(index));
   live->state = std::move(state);
   live->durable = live->state.entries;
   live->logged = live->state.tokens.size();
   live->kv_on_disk = kv_files_.Has(live->plan.id);
   live->may_have_sandbox = !live->state.calls.empty() || live->state.reward.has_value();
-  live->sampling = {.temperature = active->job->spec()->temperature,
-                    .top_p = active->job->spec()->top_p,
-                    .seed = live->plan.seed};
+  live->sampling = SamplingOf(live->plan);
   lives_.push_back(live);
   ++active->in_flight;
   ++active->job->resumed;
@@ -132,6 +145,7 @@ void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryStat
     if (auto held = weights.find(span.version); held != weights.end()) live->weights.insert(*held);
   }
   GoOver(live);
+  if (live->job->IsDropped(index / live->job->group_size())) SealNow(live, DroppedEntry());
   Advance(live);
 }
 
@@ -142,9 +156,17 @@ void Scheduler::Admit(ActiveJob* active) {
   if (!cancelled && !job->Is(journal::JOB_STATE_RUNNING)) return;
   const JobSpec& spec = *job->spec();
   size_t room = static_cast<size_t>(spec.max_in_flight);
-  while (active->next < spec.trajectories() && active->in_flight < room) {
-    size_t index = active->next++;
-    Plan plan = MakePlan(spec, index);
+  while (active->in_flight < room) {
+    size_t index = 0;
+    if (!active->again.empty()) {
+      index = active->again.front();
+      active->again.pop_front();
+    } else if (active->next < spec.trajectories()) {
+      index = active->next++;
+    } else {
+      break;
+    }
+    Plan plan = MakePlan(spec, index, job->attempt(index));
     if (job->summary(index).sealed) continue;
     bool taken = std::any_of(lives_.begin(), lives_.end(), [&](const LivePtr& live) {
       return live->job.get() == job && live->index == index;
@@ -160,13 +182,16 @@ void Scheduler::Admit(ActiveJob* active) {
     live->index = index;
     live->plan = std::move(plan);
     live->weights[current_.version()] = current_weights_;
-    live->sampling = {
-        .temperature = spec.temperature, .top_p = spec.top_p, .seed = live->plan.seed};
+    live->sampling = SamplingOf(live->plan);
     live->timing.set_queue_us(base::MonotonicMicros() - active->added_us);
     lives_.push_back(live);
     ++active->in_flight;
     Write(live, *std::move(start));
-    if (cancelled) SealNow(live, SealEntry("aborted", "", "", "cancelled by request"));
+    if (cancelled) {
+      SealNow(live, SealEntry("aborted", "", "", "cancelled by request"));
+    } else if (job->IsDropped(index / spec.group_size)) {
+      SealNow(live, DroppedEntry());
+    }
     Advance(live);
   }
 }
@@ -190,6 +215,9 @@ void Scheduler::Advance(const LivePtr& live) {
       case Action::Kind::kCall:
       case Action::Kind::kGrade:
         if (Leave(live)) RunCall(live, std::move(action));
+        return;
+      case Action::Kind::kJudge:
+        if (Leave(live)) AskJudge(live, std::move(action));
         return;
       case Action::Kind::kDone:
         live->sequence.reset();
@@ -263,15 +291,18 @@ void Scheduler::RetireIfDone(const LivePtr& live) {
   if (live->dead || live->outside || !live->state.sealed) return;
   if (live->durable < live->state.entries) return;
   base::FailPoint("trajectory.sealed");
-  Summary summary = Summarize(live->state);
-  summary.sealed = true;
-  live->job->Update(live->index, std::move(summary));
+  const JobRun::After after = live->job->Seal(live->index, Summarize(live->state));
+  if (after != JobRun::After::kStands) base::FailPoint("trajectory.invalid");
   live->dead = true;
   if (live->kv_on_disk) kv_files_.Remove(live->plan.id);
   lives_.erase(std::find(lives_.begin(), lives_.end(), live));
   for (auto& active : jobs_) {
-    if (active->job == live->job) --active->in_flight;
+    if (active->job != live->job) continue;
+    --active->in_flight;
+    if (after == JobRun::After::kReplaced) active->again.push_back(live->index);
   }
+  if (after == JobRun::After::kDropsItsGroup)
+    DropGroup(live->job, live->index / live->job->group_size());
 }
 
 void Scheduler::RunCall(const LivePtr& live, Action action) {
@@ -281,7 +312,10 @@ void Scheduler::RunCall(const LivePtr& live, Action action) {
   pool_->Run([this, live, action = std::move(action)] {
     base::Stopwatch stopwatch;
     absl::Status made;
-    if (!live->has_sandbox) {
+    const auto& judging = live->plan.task->reward.sandbox;
+    if (action.kind == Action::Kind::kGrade && judging) {
+      made = sandboxes_->Create(action.request.sandbox_id(), *judging);
+    } else if (!live->has_sandbox) {
       made = sandboxes_->Create(action.request.sandbox_id(), live->plan.task->sandbox);
       live->has_sandbox = made.ok();
     }
@@ -332,14 +366,49 @@ void Scheduler::OnCallAnswer(const LivePtr& live, const Action& action,
   if (live->job->Is(journal::JOB_STATE_PAUSED)) Shelve(live);
 }
 
+void Scheduler::AskJudge(const LivePtr& live, Action action) {
+  live->outside = true;
+  base::FailPoint("rollout.judge.before");
+  judge_->Ask({live->plan.task->reward.http, RewardCallId(live->plan.id),
+               std::move(action.judge_body)},
+              [this, live](journal::RewardDone done) {
+                Post([this, live, done = std::move(done)] { OnJudged(live, done); });
+              });
+}
+
+void Scheduler::OnJudged(const LivePtr& live, journal::RewardDone done) {
+  live->outside = false;
+  base::FailPoint("rollout.judge.after");
+  metrics_.judgements[done.has_value() ? 1 : 0].Add();
+  if (live->dead) return;
+  if (!live->state.sealed) {
+    live->timing.set_grade_us(live->timing.grade_us() + done.duration_us());
+    if (!done.has_value()) {
+      base::LogWarn(fmt::format("{} has no reward: {}", live->plan.id, done.failure()));
+    }
+    Write(live, TrajectoryLogic::OnJudge(std::move(done)));
+  }
+  Advance(live);
+  RetireIfDone(live);
+  if (live->job->Is(journal::JOB_STATE_PAUSED)) Shelve(live);
+}
+
+absl::Status Scheduler::StopBoxes(const Plan& plan) {
+  absl::Status stopped = sandboxes_->Stop(SandboxId(plan.id));
+  if (plan.task->reward.sandbox && !absl::IsCancelled(stopped)) {
+    absl::Status other = sandboxes_->Stop(JudgeSandboxId(plan.id));
+    if (stopped.ok() || absl::IsNotFound(stopped)) stopped = other;
+  }
+  if (!stopped.ok() && !absl::IsNotFound(stopped) && !absl::IsCancelled(stopped)) {
+    base::LogWarn(fmt::format("sandbox of {} was not stopped: {}", plan.id, Message(stopped)));
+  }
+  return stopped;
+}
+
 void Scheduler::StopSandbox(const LivePtr& live) {
   live->outside = true;
   pool_->Run([this, live] {
-    absl::Status stopped = sandboxes_->Stop(SandboxId(live->plan.id));
-    if (!stopped.ok() && !absl::IsNotFound(stopped) && !absl::IsCancelled(stopped)) {
-      base::LogWarn(
-          fmt::format("sandbox of {} was not stopped: {}", live->plan.id, Message(stopped)));
-    }
+    absl::Status stopped = StopBoxes(live->plan);
     Post([this, live, cancelled = absl::IsCancelled(stopped)] {
       live->outside = false;
       live->sandbox_stopped = !cancelled;

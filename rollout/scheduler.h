@@ -24,6 +24,7 @@
 #include "replay/trajectory_log.h"
 #include "rollout/guest.h"
 #include "rollout/job_run.h"
+#include "rollout/judge.h"
 #include "rollout/kv_files.h"
 #include "rollout/sandboxes.h"
 #include "rollout/scheduler_metrics.h"
@@ -127,10 +128,16 @@ class Scheduler {
   void RunCall(const LivePtr& live, Action action);
   void OnCallAnswer(const LivePtr& live, const Action& action, absl::StatusOr<CallOutput> answer,
                     int64_t waited_us);
+  void AskJudge(const LivePtr& live, Action action);
+  void OnJudged(const LivePtr& live, journal::RewardDone done);
   void StopSandbox(const LivePtr& live);
+  // Of a trajectory and of its reward command; logs what was not stopped.
+  absl::Status StopBoxes(const Plan& plan);
   // Takes a trajectory out of flight once it is sealed, durable, and nothing of it is outside.
   void RetireIfDone(const LivePtr& live);
   void CancelJob(ActiveJob* active);
+  // Ends the other samples of a group that is delivered to nobody.
+  void DropGroup(const std::shared_ptr<JobRun>& job, size_t group);
   // Seals a trajectory that cannot or must not go on, whatever its sandbox is doing.
   void SealNow(const LivePtr& live, journal::TrajectoryEntry seal);
   void CheckJobs();
@@ -156,10 +163,10 @@ class Scheduler {
   bool Runnable(const LivePtr& live) const;
   bool HasRunnable() const;
   void StepOnce();
+  // Empty, or with what the prefix cache has of its prompt.
+  void BeginSequence(const LivePtr& live);
   void OnStepped(absl::Span<const engine::StepItem> items, const std::vector<LivePtr>& lives,
                  const std::vector<VisitPtr>& visits, int64_t step_us);
-  // Gives it a sequence, with what of its tokens a prefix cache has.
-  void Begin(const LivePtr& live);
   void CountStep(absl::Span<const engine::StepItem> items, int64_t step_us);
   // Drops guests that want no more.
   void ReapGuests();
@@ -202,6 +209,7 @@ class Scheduler {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::unique_ptr<ToolPool> pool_;
+  std::unique_ptr<Judge> judge_;
   std::thread thread_;
 };
 

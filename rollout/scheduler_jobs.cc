@@ -41,17 +41,23 @@ void Scheduler::CancelJob(ActiveJob* active) {
   }
 }
 
+void Scheduler::DropGroup(const std::shared_ptr<JobRun>& job, size_t group) {
+  std::vector<LivePtr> lives = lives_;
+  for (const LivePtr& live : lives) {
+    if (live->job != job || live->index / job->group_size() != group) continue;
+    if (live->dead || live->state.sealed) continue;
+    SealNow(live, DroppedEntry());
+    Advance(live);
+  }
+}
+
 void Scheduler::SealNow(const LivePtr& live, journal::TrajectoryEntry seal) {
   Write(live, std::move(seal));
+  judge_->Drop(RewardCallId(live->plan.id));
   if (!live->may_have_sandbox || live->sandbox_stopped) return;
   // Its calls end with it; nobody waits for the answer.
   live->sandbox_stopped = true;
-  pool_->Run([this, id = SandboxId(live->plan.id)] {
-    absl::Status stopped = sandboxes_->Stop(id);
-    if (!stopped.ok() && !absl::IsNotFound(stopped)) {
-      base::LogWarn(fmt::format("sandbox {} was not stopped: {}", id, Message(stopped)));
-    }
-  });
+  pool_->Run([this, live] { (void)StopBoxes(live->plan); });
 }
 
 void Scheduler::FailJob(const std::shared_ptr<JobRun>& job, const absl::Status& why) {

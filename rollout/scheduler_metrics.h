@@ -18,6 +18,7 @@ struct SchedulerMetrics {
   base::Counter commits, entries;  // durable batches of the log, and what is in them
   base::Counter replayed_calls;    // that sandboxd answered from its journal
   std::array<base::Counter, kOutcomesMax> calls;  // tool calls by outcome
+  std::array<base::Counter, 2> judgements;  // of HTTP judges: [0] without a value, [1] with one
   base::Histogram step_seconds{base::LatencyBounds()};
   base::Histogram commit_seconds{base::LatencyBounds()};  // from the append until it is durable
   // As of the last step.

@@ -1,6 +1,7 @@
 // Private to the scheduler: a trajectory in flight, a job in flight, a write under way.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <utility>
@@ -42,6 +43,7 @@ struct Scheduler::Live {
 struct Scheduler::ActiveJob {
   std::shared_ptr<JobRun> job;
   size_t next = 0;  // first index that was not looked at
+  std::deque<size_t> again;  // indices whose samples a fresh attempt is to stand for
   size_t in_flight = 0;
   int64_t added_us = 0;  // monotonic
   bool cancel_seen = false;

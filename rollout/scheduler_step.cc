@@ -41,7 +41,7 @@ void Scheduler::StepOnce() {
         Unshelve(live);
         continue;
       }
-      if (!live->sequence) Begin(live);
+      if (!live->sequence) BeginSequence(live);
       size_t fed = static_cast<size_t>(live->sequence->length());
       size_t left = live->state.tokens.size() - fed;
       if ((left > 1) != prefill) continue;
@@ -93,7 +93,7 @@ void Scheduler::StepOnce() {
   OnStepped(items, lives, visits, step_us);
 }
 
-void Scheduler::Begin(const LivePtr& live) {
+void Scheduler::BeginSequence(const LivePtr& live) {
   // A prefix that another sequence read brings no routes, and is of one version's weights.
   size_t end = 0;
   const auto weights = FeedingWeights(live, 0, &end);
@@ -103,6 +103,9 @@ void Scheduler::Begin(const LivePtr& live) {
   }
   live->sequence = engine_->NewSequence(absl::MakeConstSpan(live->state.tokens).subspan(0, end),
                                         weights->get());
+  // Of the prompt: later ones are of a resumption.
+  if (live->state.entries == 1)
+    live->timing.set_cached_tokens(static_cast<uint64_t>(live->sequence->length()));
 }
 
 void Scheduler::CountStep(absl::Span<const engine::StepItem> items, int64_t step_us) {
@@ -158,6 +161,11 @@ void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,
     sampled->add_logprobs(items[i].logprob);
     sampled->set_weight_version(live->state.weight_version());
     sampled->set_routed_experts(std::exchange(live->routes, {}));
+    if (live->sampling.kept_max > 0) {
+      const std::vector<int32_t>& kept = items[i].sampled[0].kept;
+      sampled->add_kept_counts(static_cast<uint32_t>(kept.size()));
+      sampled->mutable_kept_ids()->Add(kept.begin(), kept.end());
+    }
     Write(live, std::move(entry));
     Advance(live);
   }

@@ -88,6 +88,19 @@ wire::WeightVersion ToWire(const journal::WeightsRecord& record, bool in_force) 
   return out;
 }
 
+// Whether the record of a sample is known: where an invalid sample drops its group, or records tell
+// of their group, once all of the group is sealed.
+bool IsFinal(const JobRun& run, size_t index) {
+  const JobSpec* spec = run.spec();
+  if (spec == nullptr || (spec->on_invalid == OnInvalid::kMask && !spec->advantage))
+    return run.IsSealed(index);
+  const size_t first = index - index % run.group_size();
+  for (size_t i = 0; i < run.group_size(); ++i) {
+    if (!run.IsSealed(first + i)) return false;
+  }
+  return true;
+}
+
 class Service final : public wire::RolloutService::Service {
  public:
   Service(JobTable* jobs, replay::TrajectoryLog* log, Sandboxes* sandboxes)
@@ -153,9 +166,9 @@ class Service final : public wire::RolloutService::Service {
                       grpc::ServerWriter<wire::ExportedTrajectory>* writer) override {
     ASSIGN_OR_ANSWER(std::shared_ptr<JobRun> run, jobs_->Find(request->job_id()));
     for (size_t i = 0; i < run->size(); ++i) {
-      while (true) {
+      while (!request->dropped()) {
         uint64_t seen = run->version();
-        if (run->summary(i).sealed) break;
+        if (IsFinal(*run, i)) break;
         journal::JobState state = run->state();
         bool open = state == journal::JOB_STATE_RUNNING || state == journal::JOB_STATE_PAUSED ||
                     state == journal::JOB_STATE_CANCELLED;
@@ -168,8 +181,13 @@ class Service final : public wire::RolloutService::Service {
         if (context->IsCancelled()) return grpc::Status::CANCELLED;
         run->WaitChange(seen, kStreamPoll);
       }
-      if (!run->summary(i).sealed) continue;
-      for (const std::string& id : run->record_ids(i)) {
+      std::vector<std::string> ids;
+      if (request->dropped()) ids = run->replaced_ids(i);
+      const bool dropped = run->IsDropped(i / run->group_size());
+      if (dropped == request->dropped() && IsFinal(*run, i)) {
+        for (std::string& id : run->record_ids(i)) ids.push_back(std::move(id));
+      }
+      for (const std::string& id : ids) {
         wire::ExportedTrajectory out;
         out.set_trajectory_id(id);
         ASSIGN_OR_ANSWER(*out.mutable_json(), RecordJson(id, *run, request->without_timing()));
@@ -217,6 +235,7 @@ class Service final : public wire::RolloutService::Service {
     answer.mutable_summary()->set_ready(counts.ready);
     answer.mutable_summary()->set_leased(counts.leased);
     answer.mutable_summary()->set_acknowledged(counts.acknowledged);
+    answer.mutable_summary()->set_dropped(counts.dropped);
     answer.mutable_summary()->set_job_state(StateName(run->state()));
     return writer->Write(answer) ? grpc::Status::OK : grpc::Status::CANCELLED;
   }

@@ -79,12 +79,12 @@ absl::Status ReadTask(const Json& json, const std::string& where, const std::str
     ASSIGN_OR_RETURN(task->sandbox, ReadSandbox(*table, sandbox, directory));
   }
   if (auto table = fields.Table("reward")) {
-    ASSIGN_OR_RETURN(task->reward, ReadReward(*table));
+    ASSIGN_OR_RETURN(task->reward, ReadReward(*table, directory));
   } else if (reward) {
     task->reward = *reward;
   } else {
     fields.Fail("reward",
-                "is missing here and in the job file, allowed: kind \"match\" or \"command\"");
+                "is missing here and in the job file, allowed: kind \"match\", \"command\" or \"http\"");
   }
   return fields.Finish();
 }

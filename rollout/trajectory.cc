@@ -8,6 +8,7 @@
 #include "absl/types/span.h"
 #include "base/status_macros.h"
 #include "rollout/identity.h"
+#include "rollout/messages.h"
 #include "rollout/render.h"
 #include "rollout/reward.h"
 #include "rollout/text.h"
@@ -52,7 +53,7 @@ Wanted Resolve(const Task& task, const engine::ToolCall& call) {
 }
 
 Action Append(journal::TrajectoryEntry entry) {
-  Action action{.kind = Action::Kind::kAppend, .entries = {}, .request = {}};
+  Action action{.kind = Action::Kind::kAppend, .entries = {}, .request = {}, .judge_body = {}};
   action.entries.push_back(std::move(entry));
   return action;
 }
@@ -68,14 +69,14 @@ struct TrajectoryLogic::Turn {
   uint64_t calls_before = 0;             // issued by earlier turns
 };
 
-Plan MakePlan(const JobSpec& job, size_t index) {
+Plan MakePlan(const JobSpec& job, size_t index, uint32_t attempt) {
   const Task& task = job.tasks[index / job.group_size];
   Plan plan;
   plan.job = &job;
   plan.task = &task;
   plan.sample = static_cast<uint32_t>(index % job.group_size);
-  plan.id = TrajectoryId(job.id, task.group, plan.sample);
-  plan.seed = TrajectorySeed(job.seed, task.id, plan.sample);
+  plan.id = AttemptId(TrajectoryId(job.id, task.group, plan.sample), attempt);
+  plan.seed = TrajectorySeed(job.seed, task.id, plan.sample, attempt);
   return plan;
 }
 
@@ -88,6 +89,10 @@ journal::TrajectoryEntry SealEntry(std::string_view status, std::string_view sto
   sealed->set_failure_kind(std::string(failure_kind));
   sealed->set_failure(ToUtf8(failure));
   return entry;
+}
+
+journal::TrajectoryEntry DroppedEntry() {
+  return SealEntry("aborted", "dropped", "", "another sample of its group cannot be used");
 }
 
 TrajectoryLogic::TrajectoryLogic(const engine::Tokenizer* tokenizer, int32_t eos_id,
@@ -142,7 +147,7 @@ Action TrajectoryLogic::Next(const Plan& plan, const TrajectoryState& state) con
   bool turn_ended = state.loss_mask.back() != 0 && state.tokens.back() == eos_id_;
   if (turn_ended) return AfterTurn(plan, state);
   if (std::optional<Ending> limit = Limit(plan, state)) return Finish(plan, state, *limit);
-  return {.kind = Action::Kind::kDecode, .entries = {}, .request = {}};
+  return {.kind = Action::Kind::kDecode, .entries = {}, .request = {}, .judge_body = {}};
 }
 
 TrajectoryLogic::Turn TrajectoryLogic::ReadTurn(const Plan& plan,
@@ -200,7 +205,7 @@ Action TrajectoryLogic::AfterTurn(const Plan& plan, const TrajectoryState& state
       done->set_result_text(RenderError(wanted.error));
       return Append(std::move(entry));
     }
-    Action action{.kind = Action::Kind::kCall, .entries = {}, .request = {}};
+    Action action{.kind = Action::Kind::kCall, .entries = {}, .request = {}, .judge_body = {}};
     sandbox::ExecuteRequest& request = action.request;
     request.set_sandbox_id(SandboxId(plan.id));
     request.set_call_id(turn.issued[i]->issued.call_id());
@@ -222,7 +227,7 @@ Action TrajectoryLogic::AfterTurn(const Plan& plan, const TrajectoryState& state
 
 Action TrajectoryLogic::Issue(const Plan& plan, const TrajectoryState& state,
                               const Turn& turn) const {
-  Action action{.kind = Action::Kind::kAppend, .entries = {}, .request = {}};
+  Action action{.kind = Action::Kind::kAppend, .entries = {}, .request = {}, .judge_body = {}};
   for (size_t i = turn.issued.size(); i < turn.wanted.size(); ++i) {
     journal::TrajectoryEntry entry;
     journal::CallIssued* issued = entry.mutable_issued();
@@ -283,9 +288,18 @@ Action TrajectoryLogic::Finish(const Plan& plan, const TrajectoryState& state,
     *entry.mutable_reward() = MatchReward(plan.task->reward, response);
     return Append(std::move(entry));
   }
+  if (plan.task->reward.kind == RewardSpec::Kind::kHttp) {
+    return {.kind = Action::Kind::kJudge,
+            .entries = {},
+            .request = {},
+            .judge_body = JudgeBody(*plan.task, state,
+                                    MessagesJson(state, *plan.task, *tokenizer_, plan.job->mode),
+                                    response, ending.status, ending.stop_reason)};
+  }
   return {.kind = Action::Kind::kGrade,
           .entries = {},
-          .request = RewardRequest(*plan.task, plan.id, response)};
+          .request = RewardRequest(*plan.task, plan.id, response),
+          .judge_body = {}};
 }
 
 journal::TrajectoryEntry TrajectoryLogic::OnCall(const Plan& plan, const std::string& call_id,
@@ -308,6 +322,12 @@ journal::TrajectoryEntry TrajectoryLogic::OnGrade(const CallOutput& output) cons
   journal::TrajectoryEntry entry;
   *entry.mutable_reward() = CommandReward(output);
   entry.mutable_reward()->set_duration_us(output.result.usage().wall_us());
+  return entry;
+}
+
+journal::TrajectoryEntry TrajectoryLogic::OnJudge(journal::RewardDone done) {
+  journal::TrajectoryEntry entry;
+  *entry.mutable_reward() = std::move(done);
   return entry;
 }
 

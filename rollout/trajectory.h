@@ -32,7 +32,8 @@ struct Plan {
   uint64_t seed = 0;
 };
 
-Plan MakePlan(const JobSpec& job, size_t index);  // index: group-major, 0..trajectories()-1
+// index: group-major, 0..trajectories()-1; attempt: at that sample, from 0
+Plan MakePlan(const JobSpec& job, size_t index, uint32_t attempt = 0);
 
 struct Action {
   enum class Kind {
@@ -41,10 +42,13 @@ struct Action {
     kCall,    // run `request` once everything before it is durable, write what OnCall makes of the
               // answer
     kGrade,   // the same with OnGrade
+    kJudge,   // ask the task's HTTP judge `judge_body` once everything before it is durable, write
+              // its answer
     kDone,    // the trajectory is sealed
   } kind = Kind::kDone;
   std::vector<journal::TrajectoryEntry> entries;
   sandbox::ExecuteRequest request;
+  std::string judge_body;
 };
 
 class TrajectoryLogic {
@@ -60,6 +64,7 @@ class TrajectoryLogic {
   journal::TrajectoryEntry OnCall(const Plan& plan, const std::string& call_id,
                                   const CallOutput& output) const;
   journal::TrajectoryEntry OnGrade(const CallOutput& output) const;
+  static journal::TrajectoryEntry OnJudge(journal::RewardDone done);
 
   const std::string& log_engine_digest() const { return log_engine_digest_; }
 
@@ -87,5 +92,7 @@ class TrajectoryLogic {
 // A last entry for a trajectory that cannot go on (platform failure) or must not (cancelled).
 journal::TrajectoryEntry SealEntry(std::string_view status, std::string_view stop_reason,
                                    std::string_view failure_kind, std::string_view failure);
+// The same for a sample of a group that is delivered to nobody.
+journal::TrajectoryEntry DroppedEntry();
 
 }  // namespace reprise::rollout

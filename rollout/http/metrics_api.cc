@@ -81,6 +81,14 @@ void AddEngine(const Schedulers& schedulers, MetricsText* text) {
   text->Family("reprise_journal_commit_seconds", "histogram", "Time until a batch is durable.");
   for (const auto& [directory, scheduler] : schedulers)
     text->Sample(scheduler->metrics().commit_seconds, ModelLabel(directory));
+  text->Family("reprise_judgements_total", "counter", "Answers of HTTP judges.");
+  for (const auto& [directory, scheduler] : schedulers) {
+    for (size_t i = 0; i < 2; ++i) {
+      text->Sample(static_cast<double>(scheduler->metrics().judgements[i].value()),
+                   fmt::format("{},{}", ModelLabel(directory),
+                               MetricsText::Label("result", i == 0 ? "none" : "value")));
+    }
+  }
   text->Family("reprise_tool_calls_total", "counter", "Tool calls by how they ended.");
   for (const auto& [directory, scheduler] : schedulers) {
     for (size_t i = 0; i < scheduler->metrics().calls.size(); ++i) {
@@ -126,12 +134,15 @@ absl::Status AddJobs(JobTable* jobs, MetricsText* text) {
   if (!runs.ok()) return runs.status();
   std::map<std::string, uint64_t> states;
   uint64_t trajectories = 0, sealed = 0, failed = 0, tokens = 0;
+  uint64_t replaced = 0, dropped = 0;
   for (const auto& run : *runs) {
     const wire::Job job = run->ToProto();
     ++states[job.state()];
     trajectories += job.trajectories();
     sealed += job.sealed();
     failed += job.failed();
+    replaced += job.replaced();
+    dropped += job.dropped_groups();
     tokens += job.sampled_tokens();
   }
   text->Family("reprise_jobs", "gauge", "Jobs in the journal by state.");
@@ -144,6 +155,8 @@ absl::Status AddJobs(JobTable* jobs, MetricsText* text) {
   gauge("reprise_trajectories", "Trajectories of all jobs.", trajectories);
   gauge("reprise_trajectories_sealed", "Of them, finished.", sealed);
   gauge("reprise_trajectories_failed", "Of those, without a valid result.", failed);
+  gauge("reprise_samples_replaced", "Attempts that a fresh one stands for.", replaced);
+  gauge("reprise_groups_dropped", "Groups that are delivered to nobody.", dropped);
   gauge("reprise_journal_sampled_tokens", "Sampled tokens in the journal.", tokens);
   return absl::OkStatus();
 }

@@ -70,9 +70,13 @@ group_size = 3
 seed = 9223372036854775807
 thinking = "thinking"
 effort = "max"
+on_invalid = "replace"
+replacements = 4
 [sampling]
 temperature = 0
 top_p = 0.9
+top_k = 7
+min_p = 0.25
 [limits]
 max_tokens = 10
 max_turns = 2
@@ -82,6 +86,8 @@ tool_result_bytes = 64
 max_in_flight = 5
 [output]
 routed_experts = true
+advantage = true
+kept_ids = 64
 [sandbox]
 tier = "container"
 image = "debian"
@@ -111,6 +117,12 @@ limits = { memory_bytes = 4 }
   EXPECT_EQ(spec.top_p, 0.9f);
   EXPECT_EQ(spec.max_context, 99);
   EXPECT_TRUE(spec.routed_experts);
+  EXPECT_EQ(spec.on_invalid, OnInvalid::kReplace);
+  EXPECT_EQ(spec.replacements, 4);
+  EXPECT_EQ(spec.top_k, 7);
+  EXPECT_EQ(spec.min_p, 0.25f);
+  EXPECT_TRUE(spec.advantage);
+  EXPECT_EQ(spec.kept_ids, 64);
   ASSERT_EQ(spec.tools.size(), 1u);
   EXPECT_EQ(spec.tools[0].limits().output_bytes_max(), 8u);
   const Task& task = spec.tasks[0];
@@ -123,6 +135,20 @@ limits = { memory_bytes = 4 }
   EXPECT_EQ(task.sandbox.limits().pids(), 3u);
   EXPECT_EQ(task.reward.argv, std::vector<std::string>{"judge"});
   EXPECT_EQ(task.reward.limits.memory_bytes(), 4u);
+}
+
+TEST_F(JobTest, HttpJudgesAreCheckedBeforeTheyAreAsked) {
+  auto error = [this](const std::string& rest) {
+    return Error(kTop + std::string("[reward]\nkind = \"http\"\n") + rest);
+  };
+  EXPECT_THAT(error(""), HasSubstr("reward.url is missing"));
+  EXPECT_THAT(error("url = \"judge\"\n"),
+              HasSubstr("reward.url is \"judge\" has another scheme, allowed: http://"));
+  EXPECT_THAT(error("url = \"http://j\"\nattempts = 0\n"),
+              HasSubstr("reward.attempts is 0, allowed: a whole number 1..100"));
+  EXPECT_THAT(error("url = \"http://j\"\ntimeout_ms = 0\n"), HasSubstr("reward.timeout_ms is 0"));
+  EXPECT_THAT(error("url = \"http://j\"\ntoken_file = \"none\"\n"),
+              HasSubstr("reward.token_file cannot be used: "));
 }
 
 TEST_F(JobTest, TomlThatDoesNotParseNamesLineAndColumn) {
@@ -152,7 +178,11 @@ TEST_F(JobTest, EachWrongValueNamesItsKeyAndWhatIsAllowed) {
       {"[sampling]\ntemperature = nan\n", "sampling.temperature is nan, allowed"},
       {"[sampling]\ntemperature = 101\n", "and <= 100"},
       {"[sampling]\ntop_p = 0\n", "sampling.top_p is 0, allowed: a number > 0 and <= 1"},
-      {"[sampling]\ntop_k = 4\n", "unknown key \"sampling.top_k\", allowed: temperature, top_p"},
+      {"[sampling]\ntop_n = 4\n", "unknown key \"sampling.top_n\", allowed: temperature, top_p"},
+      {"[sampling]\ntop_k = -1\n", "sampling.top_k is -1, allowed: a whole number 0.."},
+      {"[output]\nkept_ids = 4097\n", "output.kept_ids is 4097, allowed: a whole number 0..4096"},
+      {"on_invalid = \"zero\"\n", "allowed: \"mask\", \"drop_group\", \"replace\""},
+      {"replacements = 2\n", "replacements stands without on_invalid = \"replace\""},
       {"[limits]\nmax_tokens = 0\n", "limits.max_tokens is 0, allowed: a whole number 1..16000000"},
       {"[limits]\nmax_turns = 0\n", "limits.max_turns is 0, allowed: a whole number 1..100000"},
       {"[limits]\nmax_tool_calls = -1\n", "limits.max_tool_calls is -1"},

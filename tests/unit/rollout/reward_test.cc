@@ -55,6 +55,33 @@ TEST(CommandReward, WhatIsNoJudgementGivesNone) {
   }
 }
 
+TEST(ReadJudgement, NumbersAndObjectsWithOne) {
+  EXPECT_EQ(ReadJudgement(200, " 0 ").value(), 0.0f);
+  EXPECT_TRUE(ReadJudgement(200, "0").has_value());
+  EXPECT_EQ(ReadJudgement(200, R"({"reward": -2})").value(), -2.0f);
+  journal::RewardDone done =
+      ReadJudgement(200, R"({"reward": 1, "components": {"a": 0.5}, "metadata": [1, "x"]})");
+  EXPECT_EQ(done.components().at("a"), 0.5f);
+  EXPECT_EQ(done.metadata_json(), R"([1,"x"])");
+}
+
+TEST(ReadJudgement, EverythingElseGivesNoValue) {
+  for (const char* body :
+       {"", "null", "true", "\"1\"", "[1]", "NaN", "1e999", "1e39", "{", R"({"reward": null})",
+        R"({"reward": "1"})", R"({"reward": 1, "components": 3})",
+        R"({"reward": 1, "components": {"a": "b"}})", R"({"rewards": 1})"}) {
+    journal::RewardDone done = ReadJudgement(200, body);
+    EXPECT_FALSE(done.has_value()) << body;
+    EXPECT_NE(done.failure(), "") << body;
+  }
+  for (int status : {201, 204, 302, 400, 500}) {
+    EXPECT_FALSE(ReadJudgement(status, "1").has_value()) << status;
+  }
+  const std::string much = R"({"reward": 1, "metadata": ")" + std::string(70'000, 'x') + "\"}";
+  EXPECT_FALSE(ReadJudgement(200, much).has_value());
+  EXPECT_LT(NoReward(std::string(10'000, 'x')).failure().size(), 1000u);
+}
+
 TEST(RewardRequest, GivesTaskResponseAndMetadata) {
   JobFiles files;
   files.Write(

@@ -87,6 +87,17 @@ TEST(Identity, NamesAndSeedsFollowFromTheJobAlone) {
   EXPECT_NE(TrajectorySeed(1, "t", 1), expected);
   EXPECT_NE(TrajectorySeed(2, "t", 0), expected);
   EXPECT_NE(TrajectorySeed(1, "u", 0), expected);
+  EXPECT_EQ(TrajectorySeed(1, "t", 0, 0), expected);
+  EXPECT_NE(TrajectorySeed(1, "t", 0, 1), expected);
+  EXPECT_NE(TrajectorySeed(1, "t", 0, 1), TrajectorySeed(1, "t", 0, 2));
+}
+
+TEST(Identity, AttemptsAreInTheirIds) {
+  EXPECT_EQ(AttemptId("j.r2/000001/3", 0), "j.r2/000001/3");
+  EXPECT_EQ(AttemptId("j/000001/3", 12), "j/000001/3.r12");
+  EXPECT_EQ(AttemptOf("j/000001/3.r12"), 12u);
+  EXPECT_EQ(AttemptOf("j.r2/000001/3"), 0u);
+  EXPECT_EQ(AttemptOf("j/000001/3.2"), 0u);
   EXPECT_NE(LogEngineDigest("a"), LogEngineDigest("b"));
 }
 

@@ -27,8 +27,11 @@ class Record:
     logprobs: NDArray[np.float32]  # [T], 0 off the mask
     weight_versions: NDArray[np.int64]  # [T], -1 off the mask
     routed_experts: NDArray[Any] | None  # u8 or u16 [T-1, layers, experts a token]
+    kept_offsets: NDArray[np.int64] | None  # [T+1]: token i was drawn from kept_ids[offsets[i]:offsets[i + 1]]
+    kept_ids: NDArray[np.int32] | None
     prompt_len: int
     reward: float | None
+    advantage: float | None  # None without a reward, or where the job records none
     status: str  # completed, truncated, aborted, failed
     valid: bool  # False: not to be trained on
     failure: dict[str, Any] | None
@@ -46,6 +49,22 @@ class Record:
         return self.token_ids[self.prompt_len :]
 
     @property
+    def advantages(self) -> NDArray[np.float32]:
+        """[T], 0 off the mask; NaN on it where there is none."""
+        value = math.nan if self.advantage is None else self.advantage
+        return np.where(self.loss_mask == 1, np.float32(value), np.float32(0))
+
+    @property
+    def attempt(self) -> int:
+        """At its sample: above 0 it stands for one that could not be used."""
+        return int(self.fields["attempt"])
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that the prefix cache had."""
+        return int(self.fields["cached_tokens"])
+
+    @property
     def reward_or_nan(self) -> float:
         return math.nan if self.reward is None else self.reward
 
@@ -55,6 +74,10 @@ def _routes(value: dict[str, Any] | None) -> NDArray[Any] | None:
         return None
     dtype = np.dtype(value["dtype"]).newbyteorder("<")
     return np.frombuffer(base64.b64decode(value["data_base64"]), dtype).reshape(value["shape"])
+
+
+def _ints(value: list[int] | None, dtype: Any) -> NDArray[Any] | None:
+    return None if value is None else np.array(value, dtype)
 
 
 def parse_record(text: str) -> Record:
@@ -70,8 +93,11 @@ def parse_record(text: str) -> Record:
         logprobs=np.array(fields["logprobs"], np.float32),  # null (no finite number) becomes NaN
         weight_versions=np.array(fields["weight_versions"], np.int64),
         routed_experts=_routes(fields.get("routed_experts")),
+        kept_offsets=_ints(fields.get("kept_offsets"), np.int64),
+        kept_ids=_ints(fields.get("kept_ids"), np.int32),
         prompt_len=fields["prompt_len"],
         reward=None if fields["reward"] is None else float(fields["reward"]),
+        advantage=fields.get("advantage"),
         status=fields["status"],
         valid=fields["valid"],
         failure=fields["failure"],
@@ -79,6 +105,9 @@ def parse_record(text: str) -> Record:
     for name in ("loss_mask", "logprobs", "weight_versions"):
         if len(getattr(record, name)) != len(record.token_ids):
             raise ValueError(f"{record.id}: {name} has not the length of token_ids")
+    offsets, kept = record.kept_offsets, record.kept_ids
+    if offsets is not None and kept is not None and (len(offsets) != len(record.token_ids) + 1 or offsets[-1] != len(kept)):
+        raise ValueError(f"{record.id}: kept_offsets do not fit token_ids and kept_ids")
     return record
 
 
@@ -112,6 +141,7 @@ class Lease:
     ready: int  # that could be leased
     leased: int  # with a trainer, those of this lease included
     acknowledged: int
+    dropped: int  # delivered to nobody, because of a sample that cannot be used
     job_state: str
 
     def ended(self, held: int) -> bool:
@@ -135,5 +165,5 @@ def lease_of(job_id: str, answers: Iterable[Any]) -> Lease:
     if summary is None or any(len(found) != sizes[key[0]] for key, found in records.items()):
         raise ValueError(f"a lease of job {job_id} ended in the middle of a group")
     groups = tuple(Group(job_id, *key, tuple(found)) for key, found in records.items())
-    counts = (summary.pending, summary.ready, summary.leased, summary.acknowledged)
+    counts = (summary.pending, summary.ready, summary.leased, summary.acknowledged, summary.dropped)
     return Lease(groups, *counts, summary.job_state)

@@ -22,7 +22,7 @@ def to_sample(record: Record, group: int, index: int) -> Any:
         loss_mask=record.loss_mask[p:].tolist(), rollout_log_probs=record.logprobs[p:].tolist(),
         weight_versions=[str(version) for version, _, _ in record.fields["version_spans"]],
         rollout_routed_experts=None if routes is None else torch.from_numpy(routes.astype("i4")),
-        status=Sample.Status[record.status.upper()], metadata={"id": record.id})  # fmt: skip
+        status=Sample.Status[record.status.upper()], metadata={"id": record.id, "attempt": record.attempt, "advantage": record.advantage})  # fmt: skip
 
 
 def rollout_function(client: Client, job_id: str, saved: Callable[[list[Group]], None] | None = None) -> Any:

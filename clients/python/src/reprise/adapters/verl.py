@@ -26,6 +26,7 @@ def agent_loop_output(record: Record) -> dict[str, Any]:
             "num_turns": 2 * len(turns),
             "extra_fields": {"min_global_steps": spans[0][0] if spans else None,
                              "max_global_steps": spans[-1][0] if spans else None,
+                             "attempt": record.attempt, "advantage": record.advantage,
                              "status": record.status, "valid": record.valid, "failure": record.failure}}  # fmt: skip
 
 
