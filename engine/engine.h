@@ -195,6 +195,8 @@ class Engine {
   virtual int32_t vocab_size() const = 0;
   virtual int32_t eos_id() const = 0;
   virtual int64_t max_context() const = 0;
+  // Bytes of the state of a sequence of so many tokens that shares nothing.
+  virtual int64_t KvBytes(int64_t tokens) const = 0;
   // kReference or kFloat.
   virtual Numerics numerics() const = 0;
   // SHA-256 over config, tokenizer, tensor data of its own weights (a page of each tensor where

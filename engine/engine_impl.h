@@ -53,6 +53,7 @@ class EngineImpl final : public Engine {
   int32_t vocab_size() const override { return static_cast<int32_t>(config_.vocab_size); }
   int32_t eos_id() const override { return config_.eos_id; }
   int64_t max_context() const override { return max_context_; }
+  int64_t KvBytes(int64_t tokens) const override { return model_->layout().Bytes(tokens); }
   Numerics numerics() const override {
     return reference_ ? Numerics::kReference : Numerics::kFloat;
   }

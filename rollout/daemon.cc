@@ -65,7 +65,8 @@ class DaemonImpl final : public Daemon {
     ASSIGN_OR_RETURN(log_, replay::TrajectoryLog::Open(store_.get()));
     ASSIGN_OR_RETURN(sandboxes_, ConnectSandboxes(options.sandbox_address));
     jobs_ = std::make_unique<JobTable>(log_.get(), ToRecord(options.durability), sandboxes_.get(),
-                                       EngineOptionsOf(options), options.state_dir + "/kv");
+                                       EngineOptionsOf(options),
+                                       SchedulerOptions{options.state_dir + "/kv", options.kv_bytes});
     if (options.resume_jobs) RETURN_IF_ERROR(jobs_->ResumeAll());
     RETURN_IF_ERROR(Listen(options.listen));
     return ListenHttp(options);

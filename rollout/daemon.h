@@ -20,6 +20,7 @@ struct DaemonOptions {
   std::string sandbox_address;      // of sandboxd
   storage::Durability durability = storage::Durability::kFsync;
   int threads = 0;  // of the engine; 0 = one a core
+  int64_t kv_bytes = 0;  // of KV states that are decoded, for each model; 0 = no bound
   engine::PrefixDiskOptions prefix_disk;  // a directory in it for each model
   bool resume_jobs =
       true;  // false: journals are read and jobs' states set, nothing runs on its own

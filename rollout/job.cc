@@ -105,6 +105,7 @@ void ReadTop(Fields& fields, const std::string& directory, const std::string& jo
   job->first = fields.Int("first", 0, kMaxGroups, 0);
   job->limit = fields.Int("limit", 0, kMaxGroups, 0);
   job->group_size = static_cast<uint32_t>(fields.Int("group_size", 1, kMaxGroupSize, 1));
+  job->priority = fields.Int("priority", -100, 100, 0);
   job->seed = static_cast<uint64_t>(fields.Int("seed", 0, INT64_MAX, 0));
   auto mode = engine::ParseThinkingMode(fields.OneOf("thinking", {"chat", "thinking"}, "thinking"));
   if (mode.ok()) job->mode = *mode;

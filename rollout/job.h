@@ -95,6 +95,7 @@ struct JobSpec {
   int64_t max_context = 0;  // 0 = the model's
   int64_t tool_result_bytes = 0;
   int64_t max_in_flight = 0;
+  int64_t priority = 0;  // higher goes first
 
   OnInvalid on_invalid = OnInvalid::kMask;
   int64_t replacements = 0;  // fresh attempts a sample; 0 unless kReplace

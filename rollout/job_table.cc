@@ -13,12 +13,12 @@
 namespace reprise::rollout {
 
 JobTable::JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
-                   engine::EngineOptions engine, std::string kv_dir)
+                   engine::EngineOptions engine, SchedulerOptions options)
     : log_(log),
       durability_(durability),
       sandboxes_(sandboxes),
       engine_options_(std::move(engine)),
-      kv_dir_(std::move(kv_dir)) {}
+      options_(std::move(options)) {}
 
 absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_dir) {
   std::error_code error;
@@ -36,7 +36,7 @@ absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_di
   }
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, engine::Engine::Load(key, options));
   base::LogInfo(fmt::format("loaded {} in {:.0f} ms", key, stopwatch.ElapsedMillis()));
-  auto made = std::make_unique<Scheduler>(std::move(engine), key, log_, sandboxes_, kv_dir_);
+  auto made = std::make_unique<Scheduler>(std::move(engine), key, log_, sandboxes_, options_);
   return (schedulers_[key] = std::move(made)).get();
 }
 

@@ -23,11 +23,10 @@ namespace reprise::rollout {
 
 class JobTable {
  public:
-  // `log` and `sandboxes` outlive this. `engine`: of every model, each with a directory of its own below that
-  // of the prefix cache on disk. `kv_dir`: as of
-  // Scheduler.
+  // `log` and `sandboxes` outlive this. `engine` and `options`: of every model; each has a
+  // directory of its own below that of the prefix cache on disk.
   JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
-           engine::EngineOptions engine, std::string kv_dir);
+           engine::EngineOptions engine, SchedulerOptions options);
 
   // Goes on with every unfinished job. A job that cannot go on becomes FAILED with the reason; only
   // an unreadable log is an error.
@@ -94,7 +93,7 @@ class JobTable {
   const journal::Durability durability_;
   Sandboxes* const sandboxes_;
   const engine::EngineOptions engine_options_;
-  const std::string kv_dir_;
+  const SchedulerOptions options_;
 
   absl::Mutex mutex_;
   std::map<std::string, Entry> jobs_ ABSL_GUARDED_BY(mutex_);

@@ -10,7 +10,7 @@
 #include "base/failpoint.h"
 #include "base/log.h"
 #include "rollout/daemon.h"
-#include "rollout/prefix_options.h"
+#include "rollout/kv_options.h"
 #include "rollout/run_job.h"
 #include "rollout/text.h"
 
@@ -51,7 +51,7 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "engine threads, 0 = one a core")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  reprise::rollout::AddPrefixCacheOptions(app, options.prefix_disk);
+  reprise::rollout::AddKvOptions(app, options.kv_bytes, options.prefix_disk);
   app.add_option("--http", options.http,
                  "HOST:PORT for HTTP clients (OpenAI's API, SGLang's /generate); default: none");
   app.add_option("--http-cert", options.http_cert, "certificate chain (PEM) for TLS on --http");

@@ -27,14 +27,15 @@ engine::SamplingParams SamplingOf(const Plan& plan) {
 }  // namespace
 
 Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& model,
-                     replay::TrajectoryLog* log, Sandboxes* sandboxes, const std::string& kv_dir)
+                     replay::TrajectoryLog* log, Sandboxes* sandboxes, SchedulerOptions options)
     : engine_(std::move(engine)),
       log_(log),
       sandboxes_(sandboxes),
       logic_(&engine_->tokenizer(), engine_->eos_id(), engine_->max_context(),
              LogEngineDigest(engine_->digest())),
       weights_(engine_.get(), log, model),
-      kv_files_(kv_dir),
+      options_(std::move(options)),
+      kv_files_(options_.kv_dir),
       pool_(std::make_unique<ToolPool>(kToolThreads, kToolQueue)),
       judge_(std::make_unique<Judge>()),
       thread_([this] { Loop(); }) {}
@@ -69,7 +70,10 @@ void Scheduler::Add(std::shared_ptr<JobRun> job, HeldWeights weights) {
     for (auto& [index, state] : unfinished) {
       Takeover(active.get(), index, std::move(state), weights);
     }
-    jobs_.push_back(std::move(active));
+    const auto after = std::find_if(jobs_.begin(), jobs_.end(), [&](const auto& other) {
+      return other->job->spec()->priority < active->job->spec()->priority;
+    });
+    jobs_.insert(after, std::move(active));
   });
 }
 
@@ -131,7 +135,7 @@ void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryStat
   live->kv_on_disk = kv_files_.Has(live->plan.id);
   live->may_have_sandbox = !live->state.calls.empty() || live->state.reward.has_value();
   live->sampling = SamplingOf(live->plan);
-  lives_.push_back(live);
+  Enter(live);
   ++active->in_flight;
   ++active->job->resumed;
   journal::TrajectoryEntry entry;
@@ -155,6 +159,8 @@ void Scheduler::Admit(ActiveJob* active) {
   bool cancelled = active->cancel_seen;
   if (!cancelled && !job->Is(journal::JOB_STATE_RUNNING)) return;
   const JobSpec& spec = *job->spec();
+  // Others wait for room already.
+  if (!cancelled && refused_.has_value() && *refused_ >= spec.priority) return;
   size_t room = static_cast<size_t>(spec.max_in_flight);
   while (active->in_flight < room) {
     size_t index = 0;
@@ -184,7 +190,7 @@ void Scheduler::Admit(ActiveJob* active) {
     live->weights[current_.version()] = current_weights_;
     live->sampling = SamplingOf(live->plan);
     live->timing.set_queue_us(base::MonotonicMicros() - active->added_us);
-    lives_.push_back(live);
+    Enter(live);
     ++active->in_flight;
     Write(live, *std::move(start));
     if (cancelled) {

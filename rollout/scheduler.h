@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,12 +48,19 @@ inline constexpr int64_t kMaxByteExperts = 256;
 // Guests that are decoded together; others wait for their turn, in order.
 inline constexpr size_t kGuestsRunning = 64;
 
+struct SchedulerOptions {
+  std::string kv_dir;  // for KV states of paused and preempted trajectories; "": made again
+  // Of the KV states of all sequences, counted as if they shared nothing; the prefix cache has a
+  // bound of its own. Exceeded by at most what one step adds, or by one sequence that is larger. 0:
+  // no bound.
+  int64_t kv_bytes_max = 0;
+};
+
 class Scheduler {
  public:
   // `log` and `sandboxes` outlive this. `model`: the engine's directory as the daemon resolved it.
-  // `kv_dir`: for the KV states of paused jobs; "" = they are made again.
   Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& model,
-            replay::TrajectoryLog* log, Sandboxes* sandboxes, const std::string& kv_dir);
+            replay::TrajectoryLog* log, Sandboxes* sandboxes, SchedulerOptions options);
   // Stops at a token boundary and waits for what is being written. REQUIRES: sandboxes->Shutdown()
   // was called, or no call is under way.
   ~Scheduler();
@@ -155,10 +163,24 @@ class Scheduler {
   // Takes a trajectory of a paused job out of memory, and its sandbox off the processors.
   void Shelve(const LivePtr& live);
   void PauseSandbox(const LivePtr& live);
+  // Moves its KV state to disk.
+  void SaveKv(const LivePtr& live);
   // Reads the KV state back; it is busy until then.
   void Unshelve(const LivePtr& live);
   // FAILED_PRECONDITION or DATA_LOSS when the bytes are not the state of its tokens.
   absl::Status Restore(const LivePtr& live, const std::string& bytes);
+
+  // Takes a trajectory in flight, behind those of its priority.
+  void Enter(const LivePtr& live);
+  // Bytes of KV states that the bound is about, as if they shared nothing: states that are shared
+  // now part when they are written. Those on their way to the disk or back count.
+  int64_t KvInUse() const;
+  void Preempt(const LivePtr& live);
+  // Before a step: what outgrew the bound leaves.
+  void KeepBound();
+  // Room for the state of one that has none in memory, made where lower priorities or waiting ones
+  // have it. False: it waits.
+  bool TakeRoom(const LivePtr& live);
 
   bool Runnable(const LivePtr& live) const;
   bool HasRunnable() const;
@@ -185,6 +207,7 @@ class Scheduler {
   Sandboxes* sandboxes_;
   TrajectoryLogic logic_;
   WeightTable weights_;
+  const SchedulerOptions options_;
   const KvFiles kv_files_;
   absl::Mutex updating_;  // one LoadWeights at a time
 
@@ -192,8 +215,9 @@ class Scheduler {
   journal::WeightsRecord current_;  // in force
   WeightsPtr current_weights_;
   bool paused_ = false;  // by PauseAll
-  std::vector<std::unique_ptr<ActiveJob>> jobs_;
-  std::vector<LivePtr> lives_;  // in the order of admission
+  std::vector<std::unique_ptr<ActiveJob>> jobs_;  // by priority, then in the order of coming
+  std::vector<LivePtr> lives_;  // by priority, then in the order of admission
+  std::optional<int64_t> refused_;  // priority of one that the last step had no room for
   std::vector<replay::TrajectoryLog::Append> batch_;
   std::vector<LivePtr> touched_;
   std::vector<VisitPtr> visits_;  // in the order of arrival

@@ -24,6 +24,7 @@ struct SchedulerMetrics {
   // As of the last step.
   std::atomic<int64_t> batch{0}, reused{0}, kv_bytes{0}, prefix_cache_bytes{0},
       prefix_disk_bytes{0};
+  base::Counter preemptions;  // KV states that made room for others
 };
 
 }  // namespace reprise::rollout

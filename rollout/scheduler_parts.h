@@ -34,6 +34,7 @@ struct Scheduler::Live {
   bool dead = false;  // its job failed, or it is retired: answers are dropped
   journal::Timing timing;
 
+  int64_t priority() const { return job->spec()->priority; }
   // Tokens whose experts are known, from the first on.
   size_t routed(size_t bytes_each) const {
     return (state.routed_experts.size() + routes.size()) / bytes_each;

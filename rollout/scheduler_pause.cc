@@ -16,6 +16,10 @@ namespace reprise::rollout {
 void Scheduler::Shelve(const LivePtr& live) {
   if (live->dead || live->state.sealed) return;
   PauseSandbox(live);
+  SaveKv(live);
+}
+
+void Scheduler::SaveKv(const LivePtr& live) {
   if (live->kv_busy || !live->sequence || live->sequence->length() == 0) return;
   live->kv_busy = true;
   auto bytes = std::make_shared<std::string>(live->sequence->Save());

@@ -32,11 +32,13 @@ void Scheduler::StepOnce() {
   std::vector<WeightsPtr> held;  // over the step
   std::vector<std::pair<std::shared_ptr<JobRun>, absl::Status>> unfit;
   size_t budget = kStepTokens;
+  KeepBound();
   // Those that decode go first: a long prompt never holds up the others' next token.
   for (bool prefill : {false, true}) {
     for (const LivePtr& live : lives_) {
       if (budget == 0) break;
       if (!Runnable(live)) continue;
+      if (!live->sequence && !TakeRoom(live)) continue;
       if (!live->sequence && live->kv_on_disk) {
         Unshelve(live);
         continue;

@@ -12,7 +12,7 @@
 #include "clients/cli/options.h"
 #include "clients/cli/output.h"
 #include "rollout/embedded.h"
-#include "rollout/prefix_options.h"
+#include "rollout/kv_options.h"
 
 namespace reprise::cli {
 namespace {
@@ -91,7 +91,7 @@ void AddUpCommand(CLI::App& app, Context& context) {
   leaf->add_option("--threads", embedded.threads, "engine threads, 0 = one a core")
       ->check(CLI::Range(0, 4096))
       ->type_name("N");
-  rollout::AddPrefixCacheOptions(*leaf, embedded.prefix_disk);
+  rollout::AddKvOptions(*leaf, embedded.kv_bytes, embedded.prefix_disk);
   leaf->add_option("--durability", options->durability,
                    "when a record counts as written: fsync, os or none")
       ->capture_default_str()

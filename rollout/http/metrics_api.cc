@@ -63,6 +63,10 @@ void AddEngine(const Schedulers& schedulers, MetricsText* text) {
       schedulers, "reprise_prefix_cache_bytes", "gauge", "Bytes that the prefix cache holds.",
       [](S s) { return s.metrics().prefix_cache_bytes.load(); }, text);
   PerModel(
+      schedulers, "reprise_num_preemptions_total", "counter",
+      "KV states that went to disk to make room.",
+      [](S s) { return s.metrics().preemptions.value(); }, text);
+  PerModel(
       schedulers, "reprise_prefix_disk_bytes", "gauge", "Bytes of the prefix cache on disk.",
       [](S s) { return s.metrics().prefix_disk_bytes.load(); }, text);
   PerModel(

@@ -2,13 +2,12 @@
 // real journal and the tiny model; sandboxes that answer at once, or only when let.
 #include "rollout/job_table.h"
 
-#include <set>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/synchronization/notification.h"
 #include "rollout/text.h"
+#include "tests/unit/rollout/held_sandboxes.h"
 #include "tests/unit/rollout/job_files.h"
 #include "tests/unit/rollout/play.h"
 #include "tests/unit/rollout/scratch_log.h"
@@ -17,56 +16,6 @@ namespace reprise::rollout {
 namespace {
 
 using testing::HasSubstr;
-
-constexpr absl::Duration kPatience = absl::Seconds(60);
-
-// Every command exits with 0; while held, calls wait until they are let go, their sandbox is
-// stopped (which ends them, as sandboxd does), or all is shut down.
-class HeldSandboxes final : public Sandboxes {
- public:
-  absl::Status Create(const std::string&, const sandbox::SandboxSpec&) override {
-    return absl::OkStatus();
-  }
-  absl::StatusOr<CallOutput> Execute(const sandbox::ExecuteRequest& request) override {
-    absl::MutexLock lock(&mutex_);
-    ++calls_[request.call_id()];
-    auto go = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      return !held_ || down_ || stopped_.count(request.sandbox_id()) != 0;
-    };
-    mutex_.Await(absl::Condition(&go));
-    if (down_) return absl::CancelledError("shutting down");
-    if (stopped_.count(request.sandbox_id()) != 0) return Ended(sandbox::OUTCOME_CANCELLED);
-    return Exited(0, "1");
-  }
-  absl::Status Stop(const std::string& id) override {
-    absl::MutexLock lock(&mutex_);
-    stopped_.insert(id);
-    return absl::OkStatus();
-  }
-  absl::Status Pause(const std::string&) override {
-    return absl::UnimplementedError("nothing to pause");
-  }
-  void Shutdown() override {
-    absl::MutexLock lock(&mutex_);
-    down_ = true;
-  }
-  void Hold(bool held) {
-    absl::MutexLock lock(&mutex_);
-    held_ = held;
-  }
-  // Waits for the first call.
-  bool WaitCall() {
-    absl::MutexLock lock(&mutex_);
-    auto some = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return !calls_.empty(); };
-    return mutex_.AwaitWithTimeout(absl::Condition(&some), kPatience);
-  }
-
- private:
-  absl::Mutex mutex_;
-  bool held_ ABSL_GUARDED_BY(mutex_) = false, down_ ABSL_GUARDED_BY(mutex_) = false;
-  std::map<std::string, int> calls_ ABSL_GUARDED_BY(mutex_);
-  std::set<std::string> stopped_ ABSL_GUARDED_BY(mutex_);
-};
 
 const std::string kCommandJob = std::string(kJobTop) + "[limits]\nmax_tokens = 8\n" +
                                 "[reward]\nkind = \"command\"\ncommand = [\"judge\"]\n";
@@ -84,21 +33,12 @@ class JobTableTest : public testing::Test {
     End();
     sandboxes_ = std::make_unique<HeldSandboxes>();
     table_ =
-        std::make_unique<JobTable>(log_.get(), journal::DURABILITY_NONE, sandboxes_.get(), engine::EngineOptions{.threads = 1}, "");
+        std::make_unique<JobTable>(log_.get(), journal::DURABILITY_NONE, sandboxes_.get(),
+                                   engine::EngineOptions{.threads = 1}, SchedulerOptions());
   }
   absl::StatusOr<std::shared_ptr<JobRun>> Submit(const std::string& toml,
                                                  const std::string& id = "") {
     return table_->Submit(toml, files_.path(), id, "job.toml");
-  }
-  static bool WaitFor(const JobRun& run, const std::function<bool()>& done) {
-    absl::Time deadline = absl::Now() + kPatience;
-    while (!done()) {
-      uint64_t seen = run.version();
-      if (done()) return true;
-      if (absl::Now() > deadline) return false;
-      run.WaitChange(seen, absl::Milliseconds(100));
-    }
-    return true;
   }
   static bool WaitState(const JobRun& run, journal::JobState state) {
     return WaitFor(run, [&] { return run.Is(state); });

@@ -1,4 +1,4 @@
-// The options of a prefix cache on disk, for the commands that start a rollout daemon. Included by
+// The options about KV states, in memory and on disk, for the commands that start a rollout daemon. Included by
 // the files that declare options, and by no other.
 #pragma once
 
@@ -10,7 +10,12 @@
 
 namespace reprise::rollout {
 
-inline void AddPrefixCacheOptions(CLI::App& app, engine::PrefixDiskOptions& options) {
+inline void AddKvOptions(CLI::App& app, int64_t& kv_bytes, engine::PrefixDiskOptions& options) {
+  app.add_option("--kv-bytes", kv_bytes,
+                 "bound of the KV states that a model decodes, e.g. 8gb; what has no room waits on "
+                 "disk; default: none")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->type_name("BYTES");
   app.add_option("--prefix-cache", options.directory,
                  "directory in which the states of prompts are kept for the next start; default: "
                  "none")
