@@ -32,6 +32,17 @@ absl::Status Substrate::Move(const SandboxRef&, const std::string&, const std::s
 }
 absl::Status Substrate::Remove(const SandboxRef&, const std::string&) { return NoVerb(this, "remove"); }
 
+absl::StatusOr<sandbox::ConsoleResponse> Substrate::Console(const SandboxRef&,
+                                                            const sandbox::ConsoleRequest&) {
+  return NoVerb(this, "console");
+}
+absl::StatusOr<sandbox::ScreenshotResponse> Substrate::Screenshot(const SandboxRef&) {
+  return NoVerb(this, "screenshot");
+}
+absl::Status Substrate::SendInput(const SandboxRef&, const sandbox::SendInputRequest&) {
+  return NoVerb(this, "input");
+}
+
 absl::StatusOr<sandbox::Image> Substrate::ImportImage(const std::string&, const std::string&) {
   return NoVerb(this, "import_image");
 }

@@ -112,7 +112,13 @@ class Substrate {
   virtual absl::Status Move(const SandboxRef& sandbox, const std::string& from, const std::string& to);
   virtual absl::Status Remove(const SandboxRef& sandbox, const std::string& path);
 
-  // Images. The default answers UNIMPLEMENTED.
+  // A machine's console, screen, keyboard and pointer. The default answers UNIMPLEMENTED.
+  virtual absl::StatusOr<sandbox::ConsoleResponse> Console(const SandboxRef& sandbox,
+                                                           const sandbox::ConsoleRequest& request);
+  virtual absl::StatusOr<sandbox::ScreenshotResponse> Screenshot(const SandboxRef& sandbox);
+  virtual absl::Status SendInput(const SandboxRef& sandbox, const sandbox::SendInputRequest& request);
+
+  // Images. The default answers UNIMPLEMENTED. So does ImportImage for a source of another tier's kind.
   virtual absl::StatusOr<sandbox::Image> ImportImage(const std::string& name, const std::string& source);
   virtual absl::StatusOr<std::vector<sandbox::Image>> ListImages();
   virtual absl::Status RemoveImage(const std::string& name);

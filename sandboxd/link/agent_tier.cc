@@ -16,7 +16,7 @@ constexpr int64_t kPingMs = 10'000;
 }  // namespace
 
 absl::StatusOr<std::string> AgentTier::Reserve(const SandboxRef& sandbox) {
-  RETURN_IF_ERROR(NeedsAgent(sandbox));
+  RETURN_IF_ERROR(NeedsAgent(sandbox.placement));
   return sandbox.placement;
 }
 
@@ -27,7 +27,7 @@ absl::StatusOr<std::unique_ptr<RunningCall>> AgentTier::Start(
     return absl::FailedPreconditionError(
         fmt::format("sandbox {} was made anew since the call began", sandbox.id));
   }
-  RETURN_IF_ERROR(NeedsAgent(sandbox));
+  RETURN_IF_ERROR(NeedsAgent(sandbox.placement));
   RETURN_IF_ERROR(CheckCallLimits(request.limits(), *sandbox.spec));
   RETURN_IF_ERROR(WriteInputFiles(RunDir(placement), sandbox.spec->user(), request));
   agent::Start start = ToStart(request);
@@ -53,7 +53,7 @@ Attachment AgentTier::Reattach(const SandboxRef& sandbox, const std::string& pla
 }
 
 absl::StatusOr<RemotePath> AgentTier::At(const SandboxRef& sandbox, const std::string& path) {
-  RETURN_IF_ERROR(NeedsAgent(sandbox));
+  RETURN_IF_ERROR(NeedsAgent(sandbox.placement));
   return RemotePath{RunDir(sandbox.placement), path, sandbox.spec->user()};
 }
 
@@ -98,7 +98,7 @@ absl::Status AgentTier::Ping(const std::string& placement) const {
 void AgentTier::PruneCalls() {
   for (const std::string& placement : Known()) {
     const absl::StatusOr<bool> paused = Paused(placement);
-    if (!paused.ok() || *paused) continue;
+    if (!paused.ok() || *paused || !NeedsAgent(placement).ok()) continue;
     const absl::Status status =
         AgentRequest(RunDir(placement), agent::RawFrame(agent::FrameType::kPrune, ""), kPingMs);
     if (!status.ok()) {

@@ -62,7 +62,7 @@ class AgentTier : public Substrate {
   // Whether the sandbox stands still. Not OK: it is gone, and the message says why.
   virtual absl::StatusOr<bool> Paused(const std::string& placement) = 0;
   // Whether a sandbox has an agent: every verb here asks first. The default says yes.
-  virtual absl::Status NeedsAgent(const SandboxRef&) { return absl::OkStatus(); }
+  virtual absl::Status NeedsAgent(const std::string&) { return absl::OkStatus(); }
 
   absl::Status Ping(const std::string& placement) const;
   // Lets the agents of all known sandboxes that run forget calls which nobody asked for.

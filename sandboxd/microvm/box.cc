@@ -199,15 +199,30 @@ absl::StatusOr<VmState> BoxState(const std::string& box) {
   return absl::NotFoundError(why.empty() ? "its virtual machine is gone" : why);
 }
 
-absl::Status AskBox(const std::string& box, VmRequest request) {
-  return AgentRequest(fmt::format("{}/{}", box, kControlDir), VmFrame(request));
+absl::Status AskBox(const std::string& box, const std::string& frame) {
+  return AgentRequest(fmt::format("{}/{}", box, kControlDir), frame);
+}
+
+absl::StatusOr<ConsoleData> BoxConsole(const std::string& box, const ConsoleRequest& request) {
+  ASSIGN_OR_RETURN(AgentConnection connection,
+                   AgentConnection::Open(fmt::format("{}/{}", box, kControlDir)));
+  RETURN_IF_ERROR(connection.Send(
+      agent::Frame(static_cast<agent::FrameType>(VmRequest::kConsole), request), kStateMs));
+  ASSIGN_OR_RETURN(const AgentConnection::Received received, connection.Receive(kStateMs));
+  if (received.type == agent::FrameType::kError) return AgentError(received.payload);
+  ConsoleData data;
+  if (static_cast<VmRequest>(received.type) != VmRequest::kConsoleData ||
+      !agent::Decode(received.payload, &data)) {
+    return absl::DataLossError("the supervisor of the machine broke the protocol");
+  }
+  return data;
 }
 
 absl::Status RemoveBox(const std::string& box) {
   std::error_code error;
   if (!std::filesystem::exists(box, error)) return absl::OkStatus();
   if (BoxLives(box)) {
-    const bool asked = AskBox(box, VmRequest::kStop).ok();
+    const bool asked = AskBox(box, VmFrame(VmRequest::kStop)).ok();
     if (!asked || !AwaitFree(box, kStopMs)) {
       // Its machine dies with it.
       if (const pid_t pid = SupervisorOf(box); pid > 0) kill(pid, SIGKILL);

@@ -30,7 +30,12 @@ bool BoxLives(const std::string& box);
 std::string BoxEnd(const std::string& box);
 // UNAVAILABLE when the supervisor is there and does not answer, NOT_FOUND when it is gone.
 absl::StatusOr<VmState> BoxState(const std::string& box);
-absl::Status AskBox(const std::string& box, VmRequest request);
+// `frame`: a request that is answered with OK or an error.
+absl::Status AskBox(const std::string& box, const std::string& frame);
+inline absl::Status AskBox(const std::string& box, VmRequest request) {
+  return AskBox(box, VmFrame(request));
+}
+absl::StatusOr<ConsoleData> BoxConsole(const std::string& box, const ConsoleRequest& request);
 // Kills what lives and removes the directory. OK when there is none.
 absl::Status RemoveBox(const std::string& box);
 

@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <vector>
+
 #include "base/fd.h"
 #include "base/format.h"
 #include "base/status_macros.h"
@@ -13,8 +15,16 @@ namespace {
 
 constexpr uint64_t kFileBytesMax = 64 << 20;
 // What a guest needs of Debian's cloud kernel: each after those that it depends on.
-constexpr const char* kModules[] = {"virtio_ring",    "virtio",    "virtio_mmio", "virtio_blk",
-                                    "virtio_console", "libcrc32c", "erofs",       "overlay"};
+std::vector<std::string> Modules(Board board) {
+  std::vector<std::string> names = {"virtio_ring", "virtio"};
+  if (board == Board::kQ35) {
+    names.insert(names.end(), {"virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"});
+  } else {
+    names.push_back("virtio_mmio");
+  }
+  names.insert(names.end(), {"virtio_blk", "virtio_console", "libcrc32c", "erofs", "overlay"});
+  return names;
+}
 
 // cpio in the "newc" format: fixed fields of hexadecimal digits, names and contents padded to 4.
 class Archive {
@@ -40,14 +50,14 @@ class Archive {
   uint32_t inode_ = 0;
 };
 
-std::string ModulePath(const GuestFiles& files, const char* name) {
+std::string ModulePath(const GuestFiles& files, const std::string& name) {
   return fmt::format("{}/{}.ko", files.modules_dir, name);
 }
 
 }  // namespace
 
 absl::StatusOr<GuestFiles> FindGuestFiles(const std::string& guest_dir,
-                                          const std::string& helper_dir) {
+                                          const std::string& helper_dir, Board board) {
   GuestFiles files{guest_dir + "/vmlinux", guest_dir + "/modules", helper_dir + "/reprise-guest",
                    helper_dir + "/reprise-agent"};
   for (const std::string& program : {files.guest_init, files.agent}) {
@@ -57,7 +67,7 @@ absl::StatusOr<GuestFiles> FindGuestFiles(const std::string& guest_dir,
     }
   }
   std::vector<std::string> wanted = {files.kernel};
-  for (const char* const name : kModules) wanted.push_back(ModulePath(files, name));
+  for (const std::string& name : Modules(board)) wanted.push_back(ModulePath(files, name));
   for (const std::string& path : wanted) {
     if (access(path.c_str(), R_OK) != 0) {
       return absl::NotFoundError(
@@ -67,12 +77,12 @@ absl::StatusOr<GuestFiles> FindGuestFiles(const std::string& guest_dir,
   return files;
 }
 
-absl::Status WriteInitramfs(const GuestFiles& files, const std::string& path) {
+absl::Status WriteInitramfs(const GuestFiles& files, Board board, const std::string& path) {
   Archive archive;
   std::string order;
   for (const char* const directory : {"modules", "dev", "proc", "sys"})
     archive.Add(directory, S_IFDIR | 0755, "");
-  for (const char* const name : kModules) {
+  for (const std::string& name : Modules(board)) {
     ASSIGN_OR_RETURN(const std::string module,
                      base::ReadFile(ModulePath(files, name), kFileBytesMax));
     archive.Add(fmt::format("modules/{}.ko", name), S_IFREG | 0600, module);

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "sandboxd/microvm/vm_config.h"
 
 namespace reprise::sandboxd::microvm {
 
@@ -18,11 +19,11 @@ struct GuestFiles {
   std::string agent;        // reprise-agent
 };
 
-// NOT_FOUND naming the first file that is missing, and how to get it.
+// NOT_FOUND naming the first file that is missing for guests on this board, and how to get it.
 absl::StatusOr<GuestFiles> FindGuestFiles(const std::string& guest_dir,
-                                          const std::string& helper_dir);
+                                          const std::string& helper_dir, Board board);
 
-// Writes the archive to `path`, whole or not at all; readable for every user.
-absl::Status WriteInitramfs(const GuestFiles& files, const std::string& path);
+// Writes the archive for this board to `path`, whole or not at all; readable for every user.
+absl::Status WriteInitramfs(const GuestFiles& files, Board board, const std::string& path);
 
 }  // namespace reprise::sandboxd::microvm

@@ -1,6 +1,6 @@
-// The QEMU driver: the `microvm` machine without a BIOS of its own, default devices or network; a
-// serial port, one read-only disk, a console whose last words are kept. Its process runs as a user
-// of its own in an empty network, with QEMU's system-call filter, and dies with its supervisor.
+// The QEMU driver: starts the process with qemu_arguments.h, keeps the end of its console, and
+// speaks QMP with it. The process runs as a user of its own in an empty network, with QEMU's
+// system-call filter, and dies with its supervisor.
 #include <errno.h>
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -15,12 +15,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/format.h"
 #include "base/status_macros.h"
 #include "sandboxd/link/agent_link.h"
+#include "sandboxd/microvm/qemu_arguments.h"
 #include "sandboxd/microvm/qmp.h"
 #include "sandboxd/microvm/vmm.h"
 
@@ -30,22 +32,17 @@ namespace {
 using base::UniqueFd;
 using nlohmann::json;
 
-constexpr size_t kWordsBytesMax = 1024;  // kept of stderr, and of the console
+constexpr size_t kWordsBytesMax = 1024;  // kept of stderr
 constexpr int64_t kMonitorStartMs = 60'000;
 constexpr int64_t kTransferMs = 60'000;  // of a save or a load
 constexpr int64_t kTransferPollUs = 1'000;
 constexpr rlim_t kOpenFiles = 256;
-constexpr char kFilter[] =
-    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-
-// The kernel's own tests of its ciphers would take a third of an emulated boot.
-constexpr char kKernelArguments[] =
-    "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t cryptomgr.notests 8250.nr_uarts=1 "
-    "random.trust_cpu=on";
+constexpr int kKeyHoldMs = 10;
 
 // The end of a stream.
 class Tail {
  public:
+  explicit Tail(size_t bytes_max) : bytes_max_(bytes_max) {}
   UniqueFd fd;
   void Read() {
     char buffer[4096];
@@ -54,14 +51,28 @@ class Tail {
       if (count < 0 && errno == EINTR) continue;
       if (count < 0) return;
       if (count == 0) return fd.Reset();
-      text_.append(buffer, static_cast<size_t>(count));
-      if (text_.size() > kWordsBytesMax) text_.erase(0, text_.size() - kWordsBytesMax);
+      Append(std::string_view(buffer, static_cast<size_t>(count)));
     }
   }
+  void Append(std::string_view data) {
+    text_ += data;
+    end_ += data.size();
+    // Not with every piece: the rest moves each time.
+    if (text_.size() > 2 * bytes_max_) text_.erase(0, text_.size() - bytes_max_);
+  }
   const std::string& text() const { return text_; }
+  ConsoleData From(uint64_t from) const {
+    ConsoleData out;
+    out.end = end_;
+    out.begin = std::min(std::max(from, end_ - text_.size()), end_);
+    out.data = text_.substr(text_.size() - (end_ - out.begin), kConsolePieceBytes);
+    return out;
+  }
 
  private:
+  const size_t bytes_max_;
   std::string text_;
+  uint64_t end_ = 0;  // of all that was read
 };
 
 struct Pair {
@@ -75,12 +86,6 @@ absl::StatusOr<Pair> MakePair() {
   if (fcntl(pair.ours.get(), F_SETFL, O_NONBLOCK) != 0)
     return base::ErrnoStatus(errno, "make a socket not block");
   return pair;
-}
-
-absl::StatusOr<UniqueFd> OpenFile(const std::string& path) {
-  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) return base::ErrnoStatus(errno, "open " + path);
-  return fd;
 }
 
 // What execve takes; valid as long as `strings`.
@@ -112,9 +117,24 @@ class Qemu final : public Vmm {
     ASSIGN_OR_RETURN(Pair console, MakePair());
     ASSIGN_OR_RETURN(Pair words, MakePair());
     inherited_ = {port.theirs.get(), monitor.theirs.get(), console.theirs.get()};
+    // Kept until it has them: paths of the daemon's private directories mean nothing to the user
+    // that it runs as.
     std::vector<UniqueFd> files;
-    ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
-                     Arguments(config, port, monitor, console, &files));
+    const QemuFile file = [&](const std::string& path, int flags) -> absl::StatusOr<std::string> {
+      UniqueFd fd(open(path.c_str(), flags | O_CLOEXEC));
+      if (!fd.valid()) return base::ErrnoStatus(errno, "open " + path);
+      if (flags != O_RDONLY && config.uid != 0 && fchown(fd.get(), config.uid, config.uid) != 0)
+        return base::ErrnoStatus(errno, "give away " + path);
+      inherited_.push_back(fd.get());
+      files.push_back(std::move(fd));
+      return fmt::format("/proc/self/fd/{}", files.back().get());
+    };
+    ASSIGN_OR_RETURN(
+        const std::vector<std::string> arguments,
+        QemuArguments(config, {port.theirs.get(), monitor.theirs.get(), console.theirs.get()},
+                      file));
+    const auto mode = static_cast<Mode>(config.mode);
+    if (mode == Mode::kTemplate || mode == Mode::kClone) inherited_.push_back(kRamFd);
     const pid_t parent = getpid();
     pid_ = fork();
     if (pid_ < 0) return base::ErrnoStatus(errno, "fork the machine");
@@ -182,7 +202,57 @@ class Qemu final : public Vmm {
     return console.empty() ? words : fmt::format("{}; its console: {}", words, console);
   }
 
+  ConsoleData Console(uint64_t from) const override { return console_.From(from); }
+  void BeginConsole(std::string text) override { console_.Append(text); }
+  absl::Status TypeAtConsole(std::string_view text) override {
+    const ssize_t count =
+        send(console_.fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (count == static_cast<ssize_t>(text.size())) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        fmt::format("the guest took {} of {} bytes typed at its console",
+                    std::max<ssize_t>(count, 0), text.size()));
+  }
+
+  absl::Status Screenshot(int fd) override {
+    RETURN_IF_ERROR(monitor_->Command("add-fd", R"({"fdset-id":1})", fd).status());
+    const absl::Status taken =
+        monitor_->Command("screendump", R"({"filename":"/dev/fdset/1","format":"png"})").status();
+    RETURN_IF_ERROR(monitor_->Command("remove-fd", R"({"fdset-id":1})").status());
+    return taken;
+  }
+
+  absl::Status Send(const Input& input) override {
+    switch (static_cast<InputKind>(input.kind)) {
+      case InputKind::kKeys: {
+        json keys = json::array();
+        for (const std::string& name : input.names)
+          keys.push_back({{"type", "qcode"}, {"data", name}});
+        const json arguments = {{"keys", keys}, {"hold-time", kKeyHoldMs}};
+        return monitor_->Command("send-key", arguments.dump()).status();
+      }
+      case InputKind::kMove: {
+        auto axis = [](const char* name, uint32_t value) {
+          return json{{"type", "abs"}, {"data", {{"axis", name}, {"value", value}}}};
+        };
+        return SendEvents({axis("x", input.x), axis("y", input.y)});
+      }
+      case InputKind::kButton: {
+        if (input.names.size() != 1) break;
+        const json data = {{"button", input.names.front()}, {"down", input.down != 0}};
+        return SendEvents({json{{"type", "btn"}, {"data", data}}});
+      }
+      case InputKind::kPower:
+        return monitor_->Command("system_powerdown").status();
+    }
+    return absl::InvalidArgumentError("no such input");
+  }
+
  private:
+  absl::Status SendEvents(std::vector<json> events) {
+    const json arguments = {{"events", events}};
+    return monitor_->Command("input-send-event", arguments.dump()).status();
+  }
+
   // Memory is in a file that both sides map: it is not part of the stream.
   absl::Status KeepMemoryOut() {
     return monitor_
@@ -197,59 +267,6 @@ class Qemu final : public Vmm {
     if (!answer.is_object() || !answer.contains("status") || !answer["status"].is_string())
       return absl::DataLossError("the monitor of the machine broke QMP");
     return answer["status"].get<std::string>();
-  }
-
-  // `files` keeps what the process opens by its descriptor: paths of the daemon's private
-  // directories mean nothing to the user that it runs as.
-  absl::StatusOr<std::vector<std::string>> Arguments(const VmConfig& config, const Pair& port,
-                                                     const Pair& monitor, const Pair& console,
-                                                     std::vector<UniqueFd>* files) {
-    auto file = [&](const std::string& path) -> absl::StatusOr<std::string> {
-      ASSIGN_OR_RETURN(UniqueFd fd, OpenFile(path));
-      inherited_.push_back(fd.get());
-      files->push_back(std::move(fd));
-      return fmt::format("/proc/self/fd/{}", files->back().get());
-    };
-    const auto mode = static_cast<Mode>(config.mode);
-    const bool kvm = config.accelerator == "kvm";
-    ASSIGN_OR_RETURN(const std::string kernel, file(config.kernel));
-    ASSIGN_OR_RETURN(const std::string initramfs, file(config.initramfs));
-    std::string machine = "microvm,pcie=off,usb=off", command_line = kKernelArguments;
-    if (!kvm) {
-      command_line += fmt::format(" tsc_early_khz={} tsc=reliable", config.tsc_khz);
-    }
-    const bool shared = mode == Mode::kTemplate, in_file = shared || mode == Mode::kClone;
-    if (in_file) machine += ",memory-backend=ram";
-    std::vector<std::string> arguments = {
-        config.program, "-M", machine, "-accel", kvm ? "kvm" : "tcg,tb-size=128", "-cpu",
-        kvm ? "host" : "max", "-m", fmt::format("{}M", config.memory_mib), "-smp",
-        std::to_string(config.cpus), "-nodefaults", "-no-user-config", "-display", "none",
-        "-no-reboot", "-sandbox", kFilter, "-kernel", kernel, "-initrd", initramfs, "-append",
-        command_line,
-        // The three streams.
-        "-chardev", fmt::format("socket,id=console,fd={}", console.theirs.get()), "-serial",
-        "chardev:console", "-device", "virtio-serial-device", "-chardev",
-        fmt::format("socket,id=port,fd={}", port.theirs.get()), "-device",
-        fmt::format("virtserialport,chardev=port,name={}", kPortName), "-chardev",
-        fmt::format("socket,id=monitor,fd={}", monitor.theirs.get()), "-mon",
-        "chardev=monitor,mode=control"};
-    if (in_file) {
-      inherited_.push_back(kRamFd);
-      const std::string backend =
-          fmt::format("memory-backend-file,id=ram,mem-path=/proc/self/fd/{},size={}M,share={}",
-                      kRamFd, config.memory_mib, shared ? "on" : "off");
-      arguments.insert(arguments.end(), {"-object", backend});
-    }
-    if (!config.image.empty()) {
-      ASSIGN_OR_RETURN(const std::string image, file(config.image));
-      arguments.insert(
-          arguments.end(),
-          {"-blockdev",
-           fmt::format("driver=file,node-name=image,read-only=on,locking=off,filename={}", image),
-           "-device", "virtio-blk-device,drive=image"});
-    }
-    if (mode == Mode::kClone) arguments.insert(arguments.end(), {"-incoming", "defer"});
-    return arguments;
   }
 
   // In the child (of a process with one thread). Everything else that the supervisor has open stays
@@ -271,6 +288,12 @@ class Qemu final : public Vmm {
     const rlimit files{kOpenFiles, kOpenFiles}, core{0, 0};
     setrlimit(RLIMIT_NOFILE, &files);
     setrlimit(RLIMIT_CORE, &core);
+    if (!config.disk.empty()) {
+      // What is written beyond is an error of the guest's disk.
+      const rlimit bytes{config.disk_bytes, config.disk_bytes};
+      setrlimit(RLIMIT_FSIZE, &bytes);
+      signal(SIGXFSZ, SIG_IGN);
+    }
     umask(077);
     if (config.uid != 0) {
       if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) != 0)
@@ -307,7 +330,7 @@ class Qemu final : public Vmm {
   pid_t pid_ = -1;
   UniqueFd port_;
   std::unique_ptr<Qmp> monitor_;
-  Tail console_, words_;
+  Tail console_{kConsoleBytesMax}, words_{kWordsBytesMax};
   std::vector<int> inherited_;
 };
 

@@ -49,6 +49,20 @@ std::string Entropy() {
   return bytes;
 }
 
+std::string Refusal(int error, const std::string& why) {
+  return agent::Frame(agent::FrameType::kError, agent::Error{error, why});
+}
+
+std::string ConsoleText(const Vmm& vmm) {
+  std::string text;
+  for (uint64_t from = 0;;) {
+    const ConsoleData piece = vmm.Console(from);
+    text += piece.data;
+    from = piece.begin + piece.data.size();
+    if (from >= piece.end) return text;
+  }
+}
+
 }  // namespace
 
 absl::Status Supervisor::Run() {
@@ -68,12 +82,17 @@ absl::Status Supervisor::Run() {
 
 absl::Status Supervisor::Start() {
   const auto mode = static_cast<Mode>(config_.mode);
+  if (absl::StatusOr<std::string> said = base::ReadFile(kConsoleFile, kConsoleFileBytesMax);
+      said.ok())
+    vmm_->BeginConsole(*std::move(said));
   RETURN_IF_ERROR(vmm_->Launch(config_));
   base::UniqueFd port = vmm_->TakePort();
   mux_ = std::make_unique<Mux>(
       agent::Fd(port.Release()),
       [this](GuestMessage type, const std::string& payload) { return TakeMessage(type, payload); });
   Step("vmm");
+  // Nothing of ours runs in it yet, and perhaps never does.
+  if (own_system()) return Listen();
   if (mode == Mode::kClone) {
     RETURN_IF_ERROR(vmm_->Load(kStateFd));
     RETURN_IF_ERROR(vmm_->Resume());
@@ -88,6 +107,8 @@ absl::Status Supervisor::Start() {
     if (mode == Mode::kTemplate) {
       if (!mux_->idle()) return absl::InternalError("the guest is not quiet after its start");
       RETURN_IF_ERROR(vmm_->Save(kStateFd));
+      vmm_->Attend();
+      RETURN_IF_ERROR(base::WriteFileAtomic(kConsoleFile, ConsoleText(*vmm_)));
       Step("save");
       return absl::OkStatus();
     }
@@ -95,6 +116,7 @@ absl::Status Supervisor::Start() {
   SendRenew(/*clock_only=*/false);
   RETURN_IF_ERROR(Expect(GuestMessage::kRenewed));
   RETURN_IF_ERROR(Listen());
+  agent_ = true;
   Step("renew");
   return absl::OkStatus();
 }
@@ -164,19 +186,32 @@ bool Supervisor::TakeMessage(GuestMessage type, const std::string& payload) {
     messages_.push_back(type);
     return messages_.size() <= kMessagesMax;
   }
-  // It serves: only answers to what was asked may come.
+  // It serves: only answers to what was asked may come, and the greetings of a system that boots
+  // by itself.
+  if (type == GuestMessage::kHello && own_system() && !agent_) {
+    mux_->Send(GuestFrame(GuestMessage::kSetup, config_.setup));
+    return true;
+  }
+  if (type == GuestMessage::kReady && own_system() && !agent_) return agent_ = true;
   return type == GuestMessage::kRenewed && renewals_-- > 0;
 }
 
 absl::Status Supervisor::Serve() {
   while (true) {
-    if (absl::Status stepped = StepMux(); !stepped.ok()) return Ended(stepped);
+    if (absl::Status stepped = StepMux(); !stepped.ok())
+      return stop_at_us_ >= 0 ? absl::OkStatus() : Ended(stepped);
     std::vector<pollfd> fds = {{controls_.get(), POLLIN, 0}};
-    if (!mux_->full()) fds.push_back({agents_.get(), POLLIN, 0});
+    if (agent_ && !mux_->full()) fds.push_back({agents_.get(), POLLIN, 0});
     mux_->AddPollFds(&fds);
     vmm_->AddPollFds(&fds);
     for (const Request& request : requests_) fds.push_back({request.fd.get(), POLLIN, 0});
-    poll(fds.data(), fds.size(), -1);
+    int wait_ms = -1;
+    if (stop_at_us_ >= 0) {
+      const int64_t left_us = stop_at_us_ - base::MonotonicMicros();
+      if (left_us <= 0) return absl::OkStatus();
+      wait_ms = static_cast<int>(left_us / 1000 + 1);
+    }
+    poll(fds.data(), fds.size(), wait_ms);
     vmm_->Attend();
     Accept();
     for (Request& request : requests_) TakeRequest(request);
@@ -186,7 +221,7 @@ absl::Status Supervisor::Serve() {
 }
 
 void Supervisor::Accept() {
-  while (!mux_->full()) {
+  while (agent_ && !mux_->full()) {
     agent::Fd fd(accept4(agents_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!fd.valid()) break;
     mux_->Open(std::move(fd));
@@ -199,7 +234,7 @@ void Supervisor::Accept() {
 }
 
 void Supervisor::TakeRequest(Request& request) {
-  char buffer[256];
+  char buffer[16 << 10];
   const ssize_t count = recv(request.fd.get(), buffer, sizeof(buffer), MSG_DONTWAIT);
   if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (count <= 0) return request.fd.Reset();
@@ -208,32 +243,71 @@ void Supervisor::TakeRequest(Request& request) {
   std::string payload;
   const agent::FrameReader::Next next = request.in.Pop(&type, &payload);
   if (next == agent::FrameReader::Next::kNeedMore) return;
-  if (next == agent::FrameReader::Next::kFrame && payload.empty()) {
-    const std::string answer = Answer(static_cast<VmRequest>(type));
+  if (next == agent::FrameReader::Next::kFrame) {
+    const std::string answer = Answer(static_cast<VmRequest>(type), payload);
     (void)!send(request.fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   }
   request.fd.Reset();
 }
 
-std::string Supervisor::Answer(VmRequest type) {
+std::string Supervisor::Answer(VmRequest type, const std::string& payload) {
   absl::Status status;
   switch (type) {
     case VmRequest::kStatus:
-      return agent::Frame(
-          static_cast<agent::FrameType>(VmRequest::kState),
-          VmState{static_cast<uint8_t>(paused_), static_cast<uint64_t>(vmm_->pid())});
+      return agent::Frame(static_cast<agent::FrameType>(VmRequest::kState),
+                          VmState{static_cast<uint8_t>(paused_), static_cast<uint8_t>(agent_),
+                                  static_cast<uint64_t>(vmm_->pid())});
     case VmRequest::kPause:
     case VmRequest::kResume:
       status = SetPaused(type == VmRequest::kPause);
       break;
     case VmRequest::kStop:
-      stop_ = true;
+      Stop();
       break;
+    case VmRequest::kConsole: {
+      ConsoleRequest request;
+      if (!agent::Decode(payload, &request)) return Refusal(EINVAL, "a malformed request");
+      if (!request.typed.empty()) status = vmm_->TypeAtConsole(request.typed);
+      if (!status.ok()) break;
+      return agent::Frame(static_cast<agent::FrameType>(VmRequest::kConsoleData),
+                          vmm_->Console(request.from));
+    }
+    case VmRequest::kScreenshot: {
+      ScreenshotRequest request;
+      if (!agent::Decode(payload, &request)) return Refusal(EINVAL, "a malformed request");
+      status = Screenshot(request.file);
+      break;
+    }
+    case VmRequest::kInput: {
+      Input input;
+      if (!agent::Decode(payload, &input)) return Refusal(EINVAL, "a malformed request");
+      status = vmm_->Send(input);
+      break;
+    }
     default:
-      status = absl::InvalidArgumentError("no such request");
+      return Refusal(EINVAL, "no such request");
   }
   if (status.ok()) return agent::RawFrame(agent::FrameType::kOk, "");
-  return agent::Frame(agent::FrameType::kError, agent::Error{EIO, std::string(status.message())});
+  return Refusal(absl::IsUnimplemented(status) ? ENOSYS : EIO, std::string(status.message()));
+}
+
+absl::Status Supervisor::Screenshot(const std::string& file) {
+  RETURN_IF_ERROR(base::CheckId(file, "the name of a screenshot"));
+  const base::UniqueFd fd(
+      open(file.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd.valid()) return base::ErrnoStatus(errno, "make " + file);
+  return vmm_->Screenshot(fd.get());
+}
+
+// A system of its own is asked first: what it writes at its end may be wanted by whom it talks to.
+void Supervisor::Stop() {
+  Input power;
+  power.kind = static_cast<uint8_t>(InputKind::kPower);
+  if (!own_system() || paused_ || config_.stop_grace_ms == 0 || !vmm_->Send(power).ok()) {
+    stop_ = true;
+    return;
+  }
+  stop_at_us_ = base::MonotonicMicros() + static_cast<int64_t>(config_.stop_grace_ms) * 1000;
 }
 
 // Its clock stood still meanwhile.
@@ -241,7 +315,7 @@ absl::Status Supervisor::SetPaused(bool paused) {
   if (paused == paused_) return absl::OkStatus();
   RETURN_IF_ERROR(paused ? vmm_->Pause() : vmm_->Resume());
   paused_ = paused;
-  if (paused) return absl::OkStatus();
+  if (paused || !agent_) return absl::OkStatus();
   ++renewals_;
   SendRenew(/*clock_only=*/true);
   return absl::OkStatus();

@@ -43,7 +43,10 @@ class Supervisor {
   bool TakeMessage(GuestMessage type, const std::string& payload);
   void Accept();
   void TakeRequest(Request& request);
-  std::string Answer(VmRequest type);
+  std::string Answer(VmRequest type, const std::string& payload);
+  absl::Status Screenshot(const std::string& file);
+  void Stop();
+  bool own_system() const { return !config_.disk.empty(); }
   absl::Status SetPaused(bool paused);
   absl::Status Ended(absl::Status because);
   void Step(const char* name);
@@ -62,6 +65,8 @@ class Supervisor {
   std::list<Request> requests_;
   int renewals_ = 0;  // that the guest has not answered
   bool paused_ = false, stop_ = false;
+  bool agent_ = false;       // the guest's agent listens
+  int64_t stop_at_us_ = -1;  // the guest was asked to end until then
 };
 
 }  // namespace reprise::sandboxd::microvm

@@ -74,6 +74,8 @@ absl::StatusOr<std::shared_ptr<const Template>> TemplateStore::Make(
     return base::ErrnoStatus(errno, "size a memory file");
   const std::string box = fmt::format("{}/template-{}", scratch_dir_, base::RandomHex(8));
   RETURN_IF_ERROR(StartBox(box, program_, config, {made->ram.get(), made->state.get()}, steps));
+  made->console =
+      base::ReadFile(fmt::format("{}/{}", box, kConsoleFile), kConsoleFileBytesMax).value_or("");
   // The machine is gone with its box, and its mapping too.
   RETURN_IF_ERROR(RemoveBox(box));
   RETURN_IF_ERROR(Seal(made->ram));

@@ -20,6 +20,7 @@ namespace sandbox = ::reprise::sandbox::v1;
 
 struct Template {
   base::UniqueFd ram, state;
+  std::string console;  // what its console said
 };
 
 class TemplateStore {

@@ -16,7 +16,12 @@ inline constexpr char kConfigFile[] = "config";
 inline constexpr char kEndFile[] = "end";    // why the machine ended; its supervisor wrote it
 inline constexpr char kLockFile[] = "lock";  // held as long as the supervisor or its VMM lives
 inline constexpr char kControlDir[] = "control";
+// What the console said before this machine was continued; a template's supervisor writes it.
+inline constexpr char kConsoleFile[] = "console";
 inline constexpr size_t kEndBytesMax = 4096;
+inline constexpr size_t kConsoleBytesMax = 256 << 10;  // kept of a console: its end
+inline constexpr size_t kConsoleFileBytesMax = 4 * kConsoleBytesMax;
+inline constexpr size_t kConsolePieceBytes = 64 << 10;
 
 // Descriptors that a supervisor inherits.
 inline constexpr int kReadyFd =
@@ -31,12 +36,24 @@ enum class Mode : uint8_t {
   kClone = 4,     // continues a template
 };
 
+enum class Board : uint8_t {
+  kMicrovm = 0,  // virtio over memory, no screen
+  kQ35 = 1,      // a PC: PCI, a BIOS, a screen, a keyboard and a pointer
+};
+
 struct VmConfig {
   uint8_t mode = 0;
+  uint8_t board = 0;
   std::string program;      // of the VMM
   std::string accelerator;  // "kvm" or "tcg"
   std::string kernel, initramfs;
   std::string image;  // EROFS; "" without (a probe)
+  // A guest of its own system (Board::kQ35) boots from `disk` instead, a QCOW2 file with what it
+  // wrote over `base`, which has no kernel, initramfs or image of ours. Its agent may never come.
+  std::string disk, base, base_format;  // "raw" or "qcow2"
+  uint64_t base_bytes = 0;              // of the disk that the guest sees
+  std::string seed;                     // a read-only disk for cloud-init; "" without
+  uint64_t stop_grace_ms = 0;           // from the power button to the end
   uint64_t memory_mib = 0;
   uint32_t cpus = 1;
   uint64_t tsc_khz = 0;      // for tcg, whose guests cannot measure it
@@ -48,24 +65,58 @@ struct VmConfig {
   uint32_t pids = 0;
   Setup setup;
   void Fields(auto& f) {
-    f(mode), f(program), f(accelerator), f(kernel), f(initramfs), f(image), f(memory_mib), f(cpus),
+    f(mode), f(board), f(program), f(accelerator), f(kernel), f(initramfs), f(image), f(disk),
+        f(base), f(base_format), f(base_bytes), f(seed), f(stop_grace_ms), f(memory_mib), f(cpus),
         f(tsc_khz), f(uid), f(deadline_ms), f(hostname), f(disk_bytes), f(pids);
     setup.Fields(f);
   }
 };
 
 enum class VmRequest : uint8_t {
-  kStatus = 128,  // -> kState
-  kPause = 129,   // -> kOk
-  kResume = 130,  // -> kOk
-  kStop = 131,    // -> kOk, and the supervisor ends
-  kState = 160,   // answer: VmState
+  kStatus = 128,       // -> kState
+  kPause = 129,        // -> kOk
+  kResume = 130,       // -> kOk
+  kStop = 131,         // -> kOk, and the supervisor ends
+  kConsole = 132,      // ConsoleRequest -> kConsoleData
+  kScreenshot = 133,   // ScreenshotRequest -> kOk, with the picture in that file
+  kInput = 134,        // Input -> kOk
+  kState = 160,        // answer: VmState
+  kConsoleData = 161,  // answer: ConsoleData
 };
 struct VmState {
   uint8_t paused = 0;
+  uint8_t agent = 0;  // the guest's agent listens
   uint64_t vmm_pid = 0;
-  void Fields(auto& f) { f(paused), f(vmm_pid); }
+  void Fields(auto& f) { f(paused), f(agent), f(vmm_pid); }
 };
+struct ConsoleRequest {
+  uint64_t from = 0;  // of all bytes that the console ever said
+  std::string typed;  // goes to the guest first
+  void Fields(auto& f) { f(from), f(typed); }
+};
+struct ConsoleData {
+  uint64_t begin = 0, end = 0;  // of `data`, and of what is there
+  std::string data;             // from the first kept byte at or after `from`
+  void Fields(auto& f) { f(begin), f(end), f(data); }
+};
+struct ScreenshotRequest {
+  std::string file;  // of the box; made, as PNG
+  void Fields(auto& f) { f(file); }
+};
+enum class InputKind : uint8_t {
+  kKeys = 1,    // `names` pressed in order and let go
+  kMove = 2,    // to x, y
+  kButton = 3,  // names[0], down or up
+  kPower = 4,   // the power button
+};
+struct Input {
+  uint8_t kind = 0;
+  std::vector<std::string> names;
+  uint8_t down = 0;
+  uint32_t x = 0, y = 0;  // of kPointerMax, from the left and the top
+  void Fields(auto& f) { f(kind), f(names), f(down), f(x), f(y); }
+};
+inline constexpr uint32_t kPointerMax = 0x7fff;
 
 inline std::string VmFrame(VmRequest type) {
   return agent::RawFrame(static_cast<agent::FrameType>(type), "");

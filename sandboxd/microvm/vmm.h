@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -39,6 +40,21 @@ class Vmm {
   virtual void Attend() = 0;
   // The last printable words of the process and of its machine's console, on one line.
   virtual std::string LastWords() const = 0;
+
+  // The console from byte `from` of all that it said; at most kConsolePieceBytes.
+  virtual ConsoleData Console(uint64_t) const { return {}; }
+  // What was said before this process had the machine.
+  virtual void BeginConsole(std::string) {}
+  // RESOURCE_EXHAUSTED when the guest does not take it now.
+  virtual absl::Status TypeAtConsole(std::string_view) { return NoSuchPart("console"); }
+  // Writes the screen as PNG to a file that is open for writing only.
+  virtual absl::Status Screenshot(int) { return NoSuchPart("screen"); }
+  virtual absl::Status Send(const Input&) { return NoSuchPart("keyboard"); }
+
+ protected:
+  static absl::Status NoSuchPart(const char* part) {
+    return absl::UnimplementedError(std::string("this machine has no ") + part);
+  }
 };
 
 std::unique_ptr<Vmm> MakeQemu();

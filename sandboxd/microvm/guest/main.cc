@@ -1,7 +1,10 @@
-// reprise-guest: init of a microVM, the only program of its initramfs beside reprise-agent. Start
-// order: kernel modules, the serial port, Hello; then, when the host says so, the root and the
-// agent in namespaces of its own; from then on it carries connections between the port and the
+// reprise-guest: init of a guest of ours, the only program of its initramfs beside reprise-agent.
+// Start order: kernel modules, the serial port, Hello; then, when the host says so, the root and
+// the agent in namespaces of its own; from then on it carries connections between the port and the
 // agent. Nothing that runs in the sandbox sees this process, its port or its file systems.
+//
+// `reprise-guest serve` does the last part in a system of its own, which has the port's driver and
+// reprise-agent beside this program or in PATH.
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -36,9 +39,10 @@ constexpr int kAgentStartMs = 60'000;
 constexpr int kPollMs = 2;         // while the port or the agent is not there yet
 constexpr int kLastWordsMs = 200;  // to get Failed out before the machine ends
 
+// The machine ends with its init; a system of its own goes on.
 [[noreturn]] void PowerOff(const std::string& why) {
   fprintf(stderr, "reprise-guest: %s\n", why.c_str());
-  reboot(RB_POWER_OFF);
+  if (getpid() == 1) reboot(RB_POWER_OFF);
   _exit(1);
 }
 
@@ -110,7 +114,10 @@ class Init {
       return true;
     }
     if (type == GuestMessage::kRenew && agent_ > 0 && agent::Decode(payload, &renew)) {
-      if (!microvm::ApplyRenew(renew, &failure_)) return true;
+      // Of a system of its own only the clock is ours to set.
+      microvm::Renew clock;
+      clock.wall_us = renew.wall_us;
+      if (!microvm::ApplyRenew(getpid() == 1 ? renew : clock, &failure_)) return true;
       mux_.Send(microvm::GuestFrame(GuestMessage::kRenewed));
       return true;
     }
@@ -118,8 +125,12 @@ class Init {
   }
 
   bool Start(const microvm::Setup& setup, std::string* why) {
-    if (!microvm::MountRoot(setup, why) || !microvm::MakeCgroup(setup, why)) return false;
-    agent_ = microvm::StartAgent(setup, why);
+    if (getpid() != 1) {
+      agent_ = microvm::StartAgentHere(setup, why);
+    } else {
+      if (!microvm::MountRoot(setup, why) || !microvm::MakeCgroup(setup, why)) return false;
+      agent_ = microvm::StartAgent(setup, why);
+    }
     if (agent_ < 0) return false;
     const int64_t deadline = agent::NowMs() + kAgentStartMs;
     while (!ConnectToAgent().valid()) {
@@ -159,12 +170,15 @@ class Init {
 
 }  // namespace
 
-int main() {
-  if (getpid() != 1) {
-    fprintf(stderr, "reprise-guest: runs only as the init of a virtual machine\n");
-    return 2;
-  }
+int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
+  if (getpid() != 1) {
+    if (argc != 2 || strcmp(argv[1], "serve") != 0) {
+      fprintf(stderr, "usage: reprise-guest serve, in a virtual machine of the vm tier\n");
+      return 2;
+    }
+    Init(OpenPort()).Run();
+  }
   std::string why;
   const bool prepared = microvm::PrepareKernel(&why);
   const Fd console(open("/dev/console", O_RDWR | O_NOCTTY));

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/random.h>
 #include <net/if.h>
 #include <sched.h>
@@ -122,6 +123,24 @@ bool Remount(const std::string& path, unsigned long flags) {
          0;
 }
 
+std::vector<std::string> AgentArguments(const Setup& setup, const char* run_dir) {
+  std::vector<std::string> argv = {"reprise-agent",   "--run-dir",   run_dir,
+                                   "--user",          setup.user,    "--working-dir",
+                                   setup.working_dir, "--oom-kills", "/proc/vmstat"};
+  if (!setup.home.empty()) argv.insert(argv.end(), {"--home", setup.home});
+  return argv;
+}
+
+bool MountRunDir(std::string* why) {
+  return Mount("tmpfs", kRunDir, MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=64k", why);
+}
+
+// The agent is the init of the sandbox's processes.
+pid_t CloneForAgent() {
+  return static_cast<pid_t>(
+      syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+}
+
 // In the child: its own mounts, then the agent. Says on the console why it cannot.
 void BecomeAgent(const Setup& setup) {
   std::string why;
@@ -161,10 +180,7 @@ void BecomeAgent(const Setup& setup) {
   }
   if (!RunFirst()) die("run before the sandbox");
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) die("forbid new privileges");
-  std::vector<std::string> argv = {"reprise-agent",   "--run-dir",   kRunDirInside,
-                                   "--user",          setup.user,    "--working-dir",
-                                   setup.working_dir, "--oom-kills", "/proc/vmstat"};
-  if (!setup.home.empty()) argv.insert(argv.end(), {"--home", setup.home});
+  const std::vector<std::string> argv = AgentArguments(setup, kRunDirInside);
   const auto arguments = agent::Pointers(argv), environment = agent::Pointers(setup.env);
   syscall(SYS_execveat, program.get(), "", arguments.data(), environment.data(), AT_EMPTY_PATH);
   die(std::string("start the agent: ") + strerror(errno));
@@ -212,13 +228,42 @@ bool MakeCgroup(const Setup& setup, std::string* why) {
 }
 
 pid_t StartAgent(const Setup& setup, std::string* why) {
-  if (!Mount("tmpfs", kRunDir, MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=64k", why))
-    return -1;
-  const pid_t pid = static_cast<pid_t>(
-      syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+  if (!MountRunDir(why)) return -1;
+  const pid_t pid = CloneForAgent();
   if (pid == 0) BecomeAgent(setup);
   if (pid < 0) Fail(why, "fork the agent");
   return pid;
+}
+
+pid_t StartAgentHere(const Setup& setup, std::string* why) {
+  if (!MountRunDir(why)) return -1;
+  const pid_t pid = CloneForAgent();
+  if (pid < 0) return Fail(why, "fork the agent"), -1;
+  if (pid > 0) return pid;
+  auto die = [](const char* what) {
+    fprintf(stderr, "reprise-guest: %s: %s\n", what, strerror(errno));
+    _exit(1);
+  };
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) die("follow the parent");
+  const unsigned long flags = MS_NOSUID | MS_NOEXEC | MS_NODEV;
+  if (mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) die("make mounts private");
+  if (mount("proc", "/proc", "proc", flags, nullptr) != 0) die("mount proc");
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) die("forbid new privileges");
+  const std::vector<std::string> argv = AgentArguments(setup, kRunDir);
+  const auto arguments = agent::Pointers(argv);
+  // Beside this program, or wherever the system has it.
+  char self[PATH_MAX] = {};
+  if (readlink("/proc/self/exe", self, sizeof(self) - 1) > 0) {
+    const std::string program(self);
+    const std::string beside = program.substr(0, program.rfind('/') + 1) + "reprise-agent";
+    execv(beside.c_str(), arguments.data());
+  }
+  execvp("reprise-agent", arguments.data());
+  die("start reprise-agent");
+  return -1;
 }
 
 bool ApplyRenew(const Renew& renew, std::string* why) {
@@ -245,10 +290,11 @@ bool ApplyRenew(const Renew& renew, std::string* why) {
   if (renew.disk_bytes != 0 && mount(nullptr, "/over", nullptr, MS_REMOUNT, size.c_str()) != 0)
     return Fail(why, "limit the disk");
   // Through the overlay: never through a link that the image holds.
+  if (renew.machine_id.empty()) return true;
   const std::string path = std::string(kNewRoot) + "/etc/machine-id";
   const Fd id(open(path.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC | O_NOFOLLOW));
   const std::string line = renew.machine_id + "\n";
-  if (!renew.machine_id.empty() && id.valid() &&
+  if (id.valid() &&
       write(id.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
     return Fail(why, "write /etc/machine-id");
   }

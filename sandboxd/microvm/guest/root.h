@@ -30,6 +30,9 @@ bool MakeCgroup(const Setup& setup, std::string* why);
 // `why`; the agent says on the console what fails after the fork.
 pid_t StartAgent(const Setup& setup, std::string* why);
 
+// The same in a system of its own: a child among its processes.
+pid_t StartAgentHere(const Setup& setup, std::string* why);
+
 // Another clock, other entropy, other names and limits; each guest that starts from one snapshot
 // gets its own.
 bool ApplyRenew(const Renew& renew, std::string* why);
