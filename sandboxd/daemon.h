@@ -24,7 +24,7 @@ struct DaemonOptions {
   int function_max = 64;                // workers of the function tier in all
   std::string token_file;               // bearer token that TCP clients must show; required to listen on TCP
   std::string containerd_address = "/run/containerd/containerd.sock";  // "" turns the container tier off
-  std::string qemu = "/usr/bin/qemu-system-x86_64";  // "" turns the microvm tier off
+  std::string qemu = "/usr/bin/qemu-system-x86_64";  // "" turns the microvm and vm tiers off
   std::string guest_dir;        // the guest kernel of scripts/guest-kernel; "" = HELPER_DIR/guest
   bool probe_machines = false;  // run the microvm tier's probe guest at the start, not with the first sandbox
   bool chunk_images = false;       // images in chunks, read on demand (container tier)

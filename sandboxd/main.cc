@@ -95,7 +95,7 @@ int main(int argc, char** argv) {
                  "containerd's socket; \"\" turns the container tier off")
       ->capture_default_str();
   app.add_option("--qemu", options.qemu,
-                 "QEMU of the microvm tier; \"\" turns the tier off")
+                 "QEMU of the microvm and vm tiers; \"\" turns them off")
       ->capture_default_str();
   app.add_option("--guest-dir", options.guest_dir,
                  "guest kernel, as scripts/guest-kernel makes it; default: HELPER_DIR/guest");

@@ -4,6 +4,7 @@
 
 #include "base/status_macros.h"
 #include "sandboxd/container/container_tier.h"
+#include "sandboxd/fullvm/fullvm_tier.h"
 #include "sandboxd/function/function_tier.h"
 #include "sandboxd/microvm/microvm_tier.h"
 
@@ -31,14 +32,16 @@ absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOp
     tiers.push_back(std::move(container_tier));
   }
   if (!options.qemu.empty()) {
-    MicrovmTierOptions microvm;
-    microvm.state_dir = options.state_dir;
-    microvm.helper_dir = options.helper_dir;
-    microvm.guest_dir = options.guest_dir;
-    microvm.qemu = options.qemu;
-    microvm.probe = options.probe_machines;
-    ASSIGN_OR_RETURN(std::unique_ptr<Substrate> microvm_tier, MakeMicrovmTier(microvm));
+    FullvmTierOptions machine;
+    machine.state_dir = options.state_dir;
+    machine.helper_dir = options.helper_dir;
+    machine.guest_dir = options.guest_dir;
+    machine.qemu = options.qemu;
+    machine.probe = options.probe_machines;
+    ASSIGN_OR_RETURN(std::unique_ptr<Substrate> microvm_tier, MakeMicrovmTier(machine));
     tiers.push_back(std::move(microvm_tier));
+    ASSIGN_OR_RETURN(std::unique_ptr<Substrate> vm_tier, MakeFullvmTier(machine));
+    tiers.push_back(std::move(vm_tier));
   }
   return tiers;
 }

@@ -63,6 +63,17 @@ class SandboxApiImpl final : public SandboxApi {
     request.set_cancel(true);
     return Ask(&Stub::Signal, request).status();
   }
+  absl::StatusOr<sandbox_wire::ConsoleResponse> Console(
+      const sandbox_wire::ConsoleRequest& request) override {
+    return Ask(&Stub::Console, request);
+  }
+  absl::StatusOr<sandbox_wire::ScreenshotResponse> Screenshot(
+      const std::string& sandbox_id) override {
+    return Ask(&Stub::Screenshot, Of<sandbox_wire::ScreenshotRequest>(sandbox_id));
+  }
+  absl::Status SendInput(const sandbox_wire::SendInputRequest& request) override {
+    return Ask(&Stub::SendInput, request).status();
+  }
   absl::StatusOr<sandbox_wire::Image> ImportImage(const std::string& name,
                                                   const std::string& source) override {
     sandbox_wire::ImportImageRequest request;

@@ -51,6 +51,12 @@ class SandboxApi {
   virtual absl::StatusOr<sandbox_wire::ListCallsResponse> ListCalls(
       const std::string& sandbox_id) = 0;
 
+  virtual absl::StatusOr<sandbox_wire::ConsoleResponse> Console(
+      const sandbox_wire::ConsoleRequest& request) = 0;
+  virtual absl::StatusOr<sandbox_wire::ScreenshotResponse> Screenshot(
+      const std::string& sandbox_id) = 0;
+  virtual absl::Status SendInput(const sandbox_wire::SendInputRequest& request) = 0;
+
   virtual absl::Status ReadFile(const std::string& sandbox_id, const std::string& path,
                                 const std::function<absl::Status(std::string_view)>& on_data) = 0;
   // `next` gives the content piece by piece, "" at its end. Returns the bytes written.

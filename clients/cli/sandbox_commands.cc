@@ -6,6 +6,7 @@
 #include "clients/cli/image_verbs.h"
 #include "clients/cli/limit_options.h"
 #include "clients/cli/options.h"
+#include "clients/cli/sandbox_machine.h"
 #include "clients/cli/sandbox_verbs.h"
 
 namespace reprise::cli {
@@ -94,6 +95,29 @@ CLI::App* AddWithIds(CLI::App& group, Context& context, const std::string& name,
   return leaf;
 }
 
+void AddMachineCommands(CLI::App& group, Context& context) {
+  auto console = std::make_shared<SandboxOptions>();
+  CLI::App* leaf = Add(group, context, "console",
+                       "show what the serial console of a vm sandbox said", console, ShowConsole);
+  leaf->add_option("SANDBOX", console->id, "id of the sandbox")->required();
+  leaf->add_option("--type", console->typed, "type this at the console first")->type_name("TEXT");
+  leaf->add_flag("-f,--follow", console->follow, "go on with what comes");
+  auto screen = std::make_shared<SandboxOptions>();
+  leaf = Add(group, context, "screenshot", "save the screen of a vm sandbox as PNG", screen,
+             TakeScreenshot);
+  leaf->add_option("SANDBOX", screen->id, "id of the sandbox")->required();
+  leaf->add_option("FILE", screen->to, "file to write")->required();
+  auto input = std::make_shared<SandboxOptions>();
+  leaf = Add(group, context, "input", "press keys, move the pointer or press the power button",
+             input, SendInput);
+  leaf->add_option("SANDBOX", input->id, "id of the sandbox")->required();
+  leaf->add_option("ACTION", input->words,
+                   "key:NAME-NAME, type:TEXT, move:X,Y (0 to 32767), press:BUTTON, "
+                   "release:BUTTON, click:BUTTON (left, middle, right, wheel-up, wheel-down) or "
+                   "power; several are done in order")
+      ->required();
+}
+
 }  // namespace
 
 void AddSandboxCommands(CLI::App& app, Context& context) {
@@ -112,6 +136,7 @@ void AddSandboxCommands(CLI::App& app, Context& context) {
   leaf = Add(*group, context, "cp", "copy a file into or out of a sandbox", copy, CopyFile);
   leaf->add_option("FROM", copy->from, "file here, or SANDBOX:PATH")->required();
   leaf->add_option("TO", copy->to, "SANDBOX:PATH, or file here")->required();
+  AddMachineCommands(*group, context);
   AddWithIds(*group, context, "pause", "freeze sandboxes", "SANDBOX", PauseSandboxes);
   AddWithIds(*group, context, "resume", "let frozen sandboxes go on", "SANDBOX", ResumeSandboxes);
   AddWithIds(*group, context, "rm", "stop sandboxes and remove what they hold; their logs stay",
@@ -125,7 +150,7 @@ void AddImageCommands(CLI::App& app, Context& context) {
   leaf->add_option("NAME", import->to, "name to give")->required();
   leaf->add_option("PATH", import->from,
                    "on the daemon's machine: a directory with a root file system, an OCI layout, "
-                   "or an archive (tar)")
+                   "an archive (tar), or for the vm tier a whole disk (QCOW2 or raw)")
       ->required();
   Add(*group, context, "ls", "list images", std::make_shared<SandboxOptions>(), ListImages);
   AddWithIds(*group, context, "rm", "remove images", "NAME", RemoveImages);

@@ -22,6 +22,8 @@ struct SandboxOptions {
   std::vector<std::string> words;          // exec: the command
   std::string call_id, from, to;           // logs, cp, image import
   bool forward_stdin = false;
+  std::string typed;    // console
+  bool follow = false;  // console
 };
 
 // "function", ... to its number. Usage error naming the tiers.

@@ -164,6 +164,30 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     });
   }
 
+  // ---- consoles and screens
+  UnaryReactor* Console(Context* context, const sandbox::ConsoleRequest* request,
+                        sandbox::ConsoleResponse* response) override {
+    return Answer(context, response, [=, this]() -> absl::StatusOr<sandbox::ConsoleResponse> {
+      ASSIGN_OR_RETURN(const SandboxManager::Lease lease, Look(request->sandbox_id()));
+      return lease.substrate->Console(lease.ref(), *request);
+    });
+  }
+  UnaryReactor* Screenshot(Context* context, const sandbox::ScreenshotRequest* request,
+                           sandbox::ScreenshotResponse* response) override {
+    return Answer(context, response, [=, this]() -> absl::StatusOr<sandbox::ScreenshotResponse> {
+      ASSIGN_OR_RETURN(const SandboxManager::Lease lease, Look(request->sandbox_id()));
+      return lease.substrate->Screenshot(lease.ref());
+    });
+  }
+  UnaryReactor* SendInput(Context* context, const sandbox::SendInputRequest* request,
+                          sandbox::SendInputResponse*) override {
+    return Do(context, [=, this] {
+      return WithFiles(request->sandbox_id(), {}, [&](const SandboxManager::Lease& lease) {
+        return lease.substrate->SendInput(lease.ref(), *request);
+      });
+    });
+  }
+
   // ---- tiers and images
   UnaryReactor* ListTiers(Context* context, const sandbox::ListTiersRequest*,
                           sandbox::ListTiersResponse* response) override {
@@ -179,12 +203,14 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
       RETURN_IF_ERROR(CheckImageName(request->name()));
       RETURN_IF_ERROR(CheckPath("source", request->source()));
       ASSIGN_OR_RETURN(const std::vector<Substrate*> tiers, ImageTiers());
-      absl::StatusOr<sandbox::Image> first;
+      absl::StatusOr<sandbox::Image> first = absl::UnimplementedError("");
       for (Substrate* const tier : tiers) {
         absl::StatusOr<sandbox::Image> image =
             tier->ImportImage(request->name(), request->source());
-        if (!image.ok() || tier == tiers.front()) first = std::move(image);
-        if (!first.ok()) break;
+        // Not every tier starts from every kind of image.
+        const bool other_kind = absl::IsUnimplemented(image.status());
+        if (!image.ok() && !other_kind) return image;
+        if (absl::IsUnimplemented(first.status())) first = std::move(image);
       }
       return first;
     });
@@ -248,6 +274,11 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     ASSIGN_OR_RETURN(SandboxManager::Lease lease, sandboxes_->Use(sandbox_id));
     return verb(lease);
   }
+  // A sandbox that is not woken for it.
+  absl::StatusOr<SandboxManager::Lease> Look(const std::string& sandbox_id) {
+    RETURN_IF_ERROR(base::CheckId(sandbox_id, "sandbox_id", /*allow_slash=*/true));
+    return sandboxes_->Find(sandbox_id);
+  }
   static absl::Status CheckImageName(const std::string& name) {
     if (name.empty() || name.size() > kNameBytesMax ||
         name.find_first_not_of(
@@ -272,7 +303,7 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     if (!usable.empty()) return usable;
     if (!why_not.empty()) return absl::UnavailableError(why_not);
     return absl::UnimplementedError(
-        "images belong to the container and microvm tiers, which are turned off");
+        "images belong to the container, microvm and vm tiers, which are turned off");
   }
 
   const Authorizer* const authorizer_;

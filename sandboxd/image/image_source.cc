@@ -8,6 +8,7 @@
 #include "base/fd.h"
 #include "base/status_macros.h"
 #include "sandboxd/image/archive_unpack.h"
+#include "sandboxd/image/disk_source.h"
 
 namespace reprise::sandboxd {
 namespace {
@@ -44,6 +45,10 @@ absl::StatusOr<ImageBundle> OpenImageSource(const std::string& source, const std
   if (!S_ISREG(info.st_mode)) {
     return absl::InvalidArgumentError(
         fmt::format("{}: an image is a directory or an archive", source));
+  }
+  if (IsDiskFile(source)) {
+    return absl::UnimplementedError(
+        fmt::format("{}: a disk with a system of its own, which only the vm tier starts", source));
   }
   const std::string unpacked = scratch + "/archive";
   RETURN_IF_ERROR(base::MakeDirs(unpacked, 0700));

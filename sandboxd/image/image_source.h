@@ -29,7 +29,7 @@ struct ImageBundle {
 
 // `scratch` is an empty directory that outlives the use of the bundle. Errors: NOT_FOUND (no such
 // source, a missing blob), INVALID_ARGUMENT (not an image, hostile names), DATA_LOSS (truncated,
-// digest differs), RESOURCE_EXHAUSTED (limits).
+// digest differs), UNIMPLEMENTED (a whole disk), RESOURCE_EXHAUSTED (limits).
 absl::StatusOr<ImageBundle> OpenImageSource(const std::string& source, const std::string& scratch);
 
 // The parts, each for one kind of source. `name` is how errors call the source.

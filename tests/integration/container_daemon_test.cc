@@ -1,12 +1,10 @@
 // The container tier behind the program sandboxd: calls that go on while the daemon is dead, a
 // container that died, a host without containerd.
-#include <errno.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +16,7 @@
 #include "sandboxd/client/sandbox_client.h"
 #include "sandboxd/container/containerd_client.h"
 #include "tests/integration/container_support.h"
+#include "tests/integration/sandboxd_process.h"
 
 namespace reprise::sandboxd {
 namespace {
@@ -27,51 +26,15 @@ using ::testing::HasSubstr;
 constexpr absl::Duration kAnswerMax = absl::Seconds(90);
 constexpr char kBox[] = "box";
 
-// sandboxd on a state directory; ended by its pid.
-class SandboxdProcess {
- public:
-  SandboxdProcess(std::string state, std::string containerd)
-      : state_(std::move(state)), containerd_(std::move(containerd)) {}
-  ~SandboxdProcess() { End(SIGTERM); }
-  SandboxdProcess(const SandboxdProcess&) = delete;
-  SandboxdProcess& operator=(const SandboxdProcess&) = delete;
-
-  std::string address() const { return fmt::format("unix:{}/sandboxd.sock", state_); }
-  void Start() {
-    const std::string program = std::string(REPRISE_BIN_DIR) + "/sandboxd";
-    pid_ = fork();
-    ASSERT_GE(pid_, 0);
-    if (pid_ != 0) return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execl(program.c_str(), program.c_str(), "--state", state_.c_str(), "--containerd",
-          containerd_.c_str(), "--function-pool", "0", "--log-level", "warn",
-          static_cast<char*>(nullptr));
-    _exit(127);
-  }
-  // The wait status; -1 when it does not run.
-  int End(int signal) {
-    if (pid_ <= 0) return -1;
-    kill(pid_, signal);
-    int status = -1;
-    while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
-    }
-    pid_ = -1;
-    return status;
-  }
-
- private:
-  const std::string state_, containerd_;
-  pid_t pid_ = -1;
-};
-
 class ContainerDaemonTest : public ContainerTest {
  protected:
   void SetUp() override {
     ContainerTest::SetUp();  // the image is in this containerd now, for every daemon
     if (IsSkipped() || HasFatalFailure()) return;
-    daemon_ = std::make_unique<SandboxdProcess>(scratch_.path() + "/daemon", Address());
+    daemon_ = std::make_unique<SandboxdProcess>(
+        scratch_.path() + "/daemon", std::vector<std::string>{"--containerd", Address()});
     daemon_->Start();
-    absl::StatusOr<std::unique_ptr<SandboxClient>> client = Connect(*daemon_);
+    absl::StatusOr<std::unique_ptr<SandboxClient>> client = daemon_->Connect();
     ASSERT_TRUE(client.ok()) << client.status();
     client_ = *std::move(client);
     sandbox::CreateRequest create;
@@ -89,11 +52,6 @@ class ContainerDaemonTest : public ContainerTest {
       EXPECT_TRUE(containerd_.ListContainers().value().empty());
     }
     ContainerTest::TearDown();
-  }
-  static absl::StatusOr<std::unique_ptr<SandboxClient>> Connect(const SandboxdProcess& daemon) {
-    ClientOptions options;
-    options.address = daemon.address();
-    return SandboxClient::Connect(options);
   }
   static absl::Time Deadline() { return absl::Now() + kAnswerMax; }
   static sandbox::ExecuteRequest Request(const std::string& id, const std::string& script) {
@@ -169,9 +127,9 @@ TEST_F(ContainerDaemonTest, ADeadContainerIsLostAndSoAreItsCalls) {
 
 TEST_F(ContainerDaemonTest, WithoutContainerdTheDaemonStartsAndSaysWhatToDo) {
   const std::string nowhere = scratch_.path() + "/no.sock";
-  SandboxdProcess alone(scratch_.path() + "/alone", nowhere);
+  SandboxdProcess alone(scratch_.path() + "/alone", {"--containerd", nowhere});
   alone.Start();
-  const auto client = Connect(alone);
+  const auto client = alone.Connect();
   ASSERT_TRUE(client.ok()) << client.status();
   const auto tiers = (*client)->ListTiers(Deadline());
   ASSERT_TRUE(tiers.ok()) << tiers.status();

@@ -50,7 +50,7 @@ class SocketVmm final : public Vmm {
 // A supervisor in a process of its own, and the guest's side of its port.
 class SupervisorTest : public ::testing::Test {
  protected:
-  void Start(int64_t deadline_ms = kWaitMs) {
+  void Start(int64_t deadline_ms = kWaitMs, bool own_system = false) {
     int port[2], ready[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, port), 0);
     ASSERT_EQ(pipe2(ready, O_CLOEXEC), 0);
@@ -66,6 +66,7 @@ class SupervisorTest : public ::testing::Test {
       VmConfig config;
       config.mode = static_cast<uint8_t>(Mode::kBoot);
       config.deadline_ms = static_cast<uint64_t>(deadline_ms);
+      if (own_system) config.disk = "a disk of its own";
       Supervisor supervisor(config, std::make_unique<SocketVmm>(port[0]), base::UniqueFd(ready[1]));
       _exit(supervisor.Run().ok() ? 0 : 1);
     }
@@ -159,6 +160,28 @@ TEST_F(SupervisorTest, OffersTheAgentAndTakesRequests) {
   EXPECT_EQ(AwaitExit(), 0);
   EXPECT_FALSE(BoxLives(box_.path()));
   EXPECT_EQ(BoxEnd(box_.path()), "");
+}
+
+TEST_F(SupervisorTest, ASystemOfItsOwnMayBringAnAgentLater) {
+  Start(kWaitMs, /*own_system=*/true);
+  EXPECT_EQ(ReadyWords().substr(0, 8), "step vmm");
+  EXPECT_EQ(BoxState(box_.path())->agent, 0);
+  EXPECT_TRUE(absl::IsUnimplemented(
+      AskBox(box_.path(), agent::Frame(static_cast<agent::FrameType>(VmRequest::kScreenshot),
+                                       ScreenshotRequest{"picture"}))))
+      << "this machine has no screen";
+  // Who connects before the agent is there waits for it.
+  absl::StatusOr<AgentConnection> connection = AgentConnection::Open(box_.path());
+  ASSERT_TRUE(connection.ok()) << connection.status();
+  guest_->Send(GuestFrame(GuestMessage::kHello, Hello{kGuestWireVersion, "6.1"}));
+  GuestUntil([&] { return Got(GuestMessage::kSetup); });
+  Say(GuestMessage::kReady);
+  GuestUntil([&] { return !agents_.empty(); });
+  EXPECT_EQ(BoxState(box_.path())->agent, 1);
+  // A second greeting would leave calls of the first without an owner.
+  guest_->Send(GuestFrame(GuestMessage::kHello, Hello{kGuestWireVersion, "6.1"}));
+  (void)guest_->Step();
+  EXPECT_EQ(AwaitExit(), 1);
 }
 
 TEST_F(SupervisorTest, GarbageEndsTheMachineWithOneLine) {

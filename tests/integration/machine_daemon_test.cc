@@ -1,0 +1,102 @@
+// The tiers of machines behind the program sandboxd, which is killed while a call runs in each.
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "base/fd.h"
+#include "tests/integration/sandboxd_process.h"
+
+namespace reprise::sandboxd {
+namespace {
+
+constexpr absl::Duration kAnswerMax = absl::Seconds(240);
+constexpr uint64_t kMemoryBytes = 128 << 20;
+constexpr char kBox[] = "box";
+
+class MachineDaemonTest : public ::testing::TestWithParam<sandbox::Tier> {
+ protected:
+  void SetUp() override {
+    daemon_.Start();
+    absl::StatusOr<std::unique_ptr<SandboxClient>> client = daemon_.Connect();
+    ASSERT_TRUE(client.ok()) << client.status();
+    client_ = *std::move(client);
+    const auto tiers = client_->ListTiers(Deadline());
+    ASSERT_TRUE(tiers.ok()) << tiers.status();
+    for (const sandbox::TierInfo& tier : tiers->tiers()) {
+      if (tier.tier() == GetParam() && !tier.usable()) GTEST_SKIP() << tier.reason();
+    }
+    sandbox::CreateRequest create;
+    create.set_sandbox_id(kBox);
+    create.mutable_spec()->set_tier(GetParam());
+    create.mutable_spec()->mutable_limits()->set_memory_bytes(kMemoryBytes);
+    const auto made = client_->Create(create, Deadline());
+    ASSERT_TRUE(made.ok()) << made.status();
+  }
+  void TearDown() override {
+    if (IsSkipped() || HasFatalFailure()) return;
+    EXPECT_TRUE(client_->Stop(kBox, Deadline()).ok());
+    const int status = daemon_.End(SIGTERM);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+    const char* const tier = GetParam() == sandbox::TIER_VM ? "vm" : "microvm";
+    EXPECT_TRUE(std::filesystem::is_empty(fmt::format("{}/{}/boxes", state_.path(), tier)));
+  }
+  static absl::Time Deadline() { return absl::Now() + kAnswerMax; }
+  static sandbox::ExecuteRequest Request(const std::string& id, const std::string& script) {
+    sandbox::ExecuteRequest request;
+    request.set_sandbox_id(kBox);
+    request.set_call_id(id);
+    for (const std::string& argument : {std::string("sh"), std::string("-c"), script})
+      request.add_argv(argument);
+    return request;
+  }
+
+  const base::ScratchDir state_{"reprise-machine-daemon"};
+  SandboxdProcess daemon_{state_.path(), {"--containerd", ""}};
+  std::unique_ptr<SandboxClient> client_;
+};
+
+TEST_P(MachineDaemonTest, ACallGoesOnWhileTheDaemonIsDead) {
+  const sandbox::ExecuteRequest request =
+      Request("long", "echo run >> runs; echo up; read line < go; cat runs; echo $line");
+  ASSERT_TRUE(client_->ExecuteToEnd(Request("pipe", "mkfifo go"), Deadline()).ok());
+  absl::Notification up;
+  absl::StatusOr<SandboxClient::Finished> finished;
+  std::string seen;
+  std::thread caller([&] {
+    finished = client_->ExecuteToEnd(request, Deadline(),
+                                     [&](sandbox::Stream, uint64_t, std::string_view data) {
+                                       seen += data;
+                                       if (seen == "up\n") up.Notify();
+                                     });
+  });
+  EXPECT_TRUE(up.WaitForNotificationWithTimeout(kAnswerMax));
+  daemon_.End(SIGKILL);
+  daemon_.Start();
+  const auto release = client_->ExecuteToEnd(Request("go", "echo over > go"), Deadline());
+  caller.join();
+  ASSERT_TRUE(release.ok()) << release.status();
+  ASSERT_TRUE(finished.ok()) << finished.status();
+  EXPECT_EQ(finished->result.outcome(), sandbox::OUTCOME_EXITED)
+      << finished->result.ShortDebugString();
+  EXPECT_EQ(finished->out, "up\nrun\nover\n");
+  EXPECT_EQ(seen, finished->out) << "each byte once, over the death of the daemon";
+  const auto again = client_->ExecuteToEnd(request, Deadline());
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->result.replayed());
+  EXPECT_EQ(again->out, finished->out);
+  EXPECT_EQ(client_->ExecuteToEnd(Request("count", "cat runs"), Deadline())->out, "run\n");
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, MachineDaemonTest,
+                         ::testing::Values(sandbox::TIER_MICROVM, sandbox::TIER_VM),
+                         [](const auto& info) { return sandbox::Tier_Name(info.param); });
+
+}  // namespace
+}  // namespace reprise::sandboxd
