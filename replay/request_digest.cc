@@ -60,6 +60,12 @@ std::vector<Field> Fields(const sandbox::ExecuteRequest& request) {
     text(fmt::format("files[{}].content", i), request.files(i).content());
   }
   text("user", request.user());
+  if (request
+          .has_pty()) {  // absent from the digest of a request without: older ones stay as they are
+    number("pty.rows", request.pty().rows());
+    number("pty.columns", request.pty().columns());
+    text("pty.term", request.pty().term());
+  }
   return fields;
 }
 
@@ -99,7 +105,11 @@ std::string FirstDifference(const sandbox::ExecuteRequest& stored,
                          Shown(is[i].value));
     }
   }
-  return was.size() == is.size() ? "" : "number of fields differs";
+  if (was.size() == is.size()) return "";
+  const bool fewer = was.size() < is.size();
+  return fmt::format("{} differs: only the {} has it",
+                     fewer ? is[was.size()].name : was[is.size()].name,
+                     fewer ? "new request" : "old one");
 }
 
 }  // namespace reprise::replay

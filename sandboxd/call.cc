@@ -329,6 +329,11 @@ absl::Status Call::Signal(int signal) {
   return owner.ok() ? (*owner)->Signal(signal) : owner.status();
 }
 
+absl::Status Call::Resize(uint32_t rows, uint32_t columns) {
+  absl::StatusOr<std::shared_ptr<RunningCall>> owner = Owner();
+  return owner.ok() ? (*owner)->Resize(rows, columns) : owner.status();
+}
+
 absl::Status Call::Cancel() {
   std::shared_ptr<RunningCall> running;
   {

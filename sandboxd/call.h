@@ -81,6 +81,7 @@ class Call : public std::enable_shared_from_this<Call> {
 
   absl::Status WriteStdin(std::string_view data, bool eof);
   absl::Status Signal(int signal);
+  absl::Status Resize(uint32_t rows, uint32_t columns);
   // Its outcome becomes CANCELLED, whatever way it is killed from here on. OK when it has ended
   // already.
   absl::Status Cancel();

@@ -302,6 +302,14 @@ absl::Status CallManager::WriteStdin(const sandbox::WriteStdinRequest& request) 
   return absl::FailedPreconditionError(fmt::format("call {} has ended", request.call_id()));
 }
 
+absl::Status CallManager::Resize(const sandbox::ResizeRequest& request) {
+  RETURN_IF_ERROR(CheckResize(request));
+  const CallPtr call = Lookup(request.call_id());
+  if (call != nullptr) return call->Resize(request.rows(), request.columns());
+  RETURN_IF_ERROR(log_->FindById(request.call_id()).status());
+  return absl::FailedPreconditionError(fmt::format("call {} has ended", request.call_id()));
+}
+
 absl::Status CallManager::Signal(const sandbox::SignalRequest& request) {
   RETURN_IF_ERROR(base::CheckId(request.call_id(), "call_id", /*allow_slash=*/true));
   if (!request.cancel() && (request.signal() < 1 || request.signal() > kSignalMax)) {
@@ -321,6 +329,12 @@ absl::Status CallManager::Signal(const sandbox::SignalRequest& request) {
     return absl::OkStatus();
   }
   return call->Cancel();
+}
+
+absl::StatusOr<sandbox::ExecuteRequest> CallManager::RequestOf(const std::string& call_id) {
+  RETURN_IF_ERROR(base::CheckId(call_id, "call_id", /*allow_slash=*/true));
+  ASSIGN_OR_RETURN(const replay::CallLog::Found found, log_->FindById(call_id));
+  return found.intent.request();
 }
 
 absl::StatusOr<sandbox::ListCallsResponse> CallManager::ListCalls(const std::string& sandbox_id) {

@@ -56,6 +56,9 @@ class CallManager {
 
   absl::Status WriteStdin(const sandbox::WriteStdinRequest& request);
   absl::Status Signal(const sandbox::SignalRequest& request);
+  absl::Status Resize(const sandbox::ResizeRequest& request);
+  // As the journal has it: without secrets. NOT_FOUND.
+  absl::StatusOr<sandbox::ExecuteRequest> RequestOf(const std::string& call_id);
   absl::StatusOr<sandbox::ListCallsResponse> ListCalls(const std::string& sandbox_id);
   // Ends the sandbox's calls with CANCELLED and removes it. False when it was stopped before.
   absl::StatusOr<bool> Stop(const std::string& sandbox_id);

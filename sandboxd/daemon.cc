@@ -44,6 +44,7 @@ class DaemonImpl final : public Daemon {
  public:
   ~DaemonImpl() override {
     if (calls_ != nullptr) calls_->Detach();
+    if (watches_ != nullptr) watches_->Shutdown();
     if (http_ != nullptr) http_->Shutdown();
     if (server_ != nullptr) server_->Shutdown();
     for (const auto& substrate : substrates_)
@@ -84,6 +85,7 @@ class DaemonImpl final : public Daemon {
     call_options.boot_id = boot_id;
     call_options.journal_health = health;
     calls_ = std::make_unique<CallManager>(std::move(call_options), log_.get(), sandboxes_.get());
+    ASSIGN_OR_RETURN(watches_, WatchManager::Make(sandboxes_.get()));
     RETURN_IF_ERROR(sandboxes_->Recover());
     RETURN_IF_ERROR(calls_->Recover());
     for (const auto& substrate : substrates_) substrate->RecoveryDone();
@@ -91,7 +93,8 @@ class DaemonImpl final : public Daemon {
     ServerOptions server;
     server.listen = options.listen;
     server.token_file = options.token_file;
-    ASSIGN_OR_RETURN(server_, ApiServer::Start(server, calls_.get(), sandboxes_.get()));
+    ASSIGN_OR_RETURN(server_,
+                     ApiServer::Start(server, calls_.get(), sandboxes_.get(), watches_.get()));
     for (const std::string& address : server_->addresses())
       base::LogInfo(fmt::format("sandboxd listens on {}", address));
     return OpenHttp(options);
@@ -110,7 +113,8 @@ class DaemonImpl final : public Daemon {
     http.durability = options.durability;
     http.tls_cert = options.http_cert;
     http.tls_key = options.http_key;
-    ASSIGN_OR_RETURN(http_, http::HttpApi::Start(http, calls_.get(), sandboxes_.get()));
+    ASSIGN_OR_RETURN(http_,
+                     http::HttpApi::Start(http, calls_.get(), sandboxes_.get(), watches_.get()));
     http_address_ = http_->address();
     base::LogInfo(fmt::format("sandboxd listens on {}", http_address_));
     return absl::OkStatus();
@@ -122,6 +126,7 @@ class DaemonImpl final : public Daemon {
   std::vector<std::unique_ptr<Substrate>> substrates_;
   std::unique_ptr<SandboxManager> sandboxes_;
   std::unique_ptr<CallManager> calls_;
+  std::unique_ptr<WatchManager> watches_;
   std::unique_ptr<ApiServer> server_;
   std::unique_ptr<http::HttpApi> http_;
   std::string http_address_;

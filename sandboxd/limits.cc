@@ -143,11 +143,24 @@ absl::Status CheckExecute(const sandbox::ExecuteRequest& request) {
   }
   RETURN_IF_ERROR(AtMost("files", bytes, kInputFileBytesMax, "bytes in all"));
   RETURN_IF_ERROR(CheckText("user", request.user(), kNameBytesMax));
+  RETURN_IF_ERROR(AtMost("pty.rows", request.pty().rows(), kTerminalSideMax, "rows"));
+  RETURN_IF_ERROR(AtMost("pty.columns", request.pty().columns(), kTerminalSideMax, "columns"));
+  RETURN_IF_ERROR(CheckText("pty.term", request.pty().term(), kNameBytesMax));
   if (!request.span().trajectory_id().empty()) {
     RETURN_IF_ERROR(
         base::CheckId(request.span().trajectory_id(), "span.trajectory_id", /*allow_slash=*/true));
   }
   return AtMost("request", request.ByteSizeLong(), kRequestBytesMax, "bytes");
+}
+
+absl::Status CheckResize(const sandbox::ResizeRequest& request) {
+  RETURN_IF_ERROR(base::CheckId(request.call_id(), "call_id", /*allow_slash=*/true));
+  for (const auto& [field, side] : {std::pair<std::string_view, uint32_t>{"rows", request.rows()},
+                                    {"columns", request.columns()}}) {
+    if (side == 0) return Bad(field, "is 0: a terminal has at least one");
+    RETURN_IF_ERROR(AtMost(field, side, kTerminalSideMax, "cells"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckSpec(const sandbox::SandboxSpec& spec) {

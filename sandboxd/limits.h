@@ -27,9 +27,10 @@ inline constexpr int kInputFilesMax = 1024;              // files of one request
 inline constexpr size_t kInputFileBytesMax = 48u << 20;  // their content in all
 inline constexpr int kBindsMax = 64;
 inline constexpr int kLabelsMax = 64;
-inline constexpr size_t kLabelBytesMax = 4096;  // one key or value
-inline constexpr size_t kPathBytesMax = 4095;   // PATH_MAX without the NUL
-inline constexpr size_t kNameBytesMax = 256;    // image, runtime, user
+inline constexpr size_t kLabelBytesMax = 4096;       // one key or value
+inline constexpr size_t kPathBytesMax = 4095;        // PATH_MAX without the NUL
+inline constexpr size_t kNameBytesMax = 256;         // image, runtime, user, TERM
+inline constexpr uint32_t kTerminalSideMax = 65535;  // rows or columns
 
 // The largest value of each limit.
 inline constexpr uint64_t kTimeoutMsMax = 7ull * 24 * 3600 * 1000;
@@ -46,6 +47,7 @@ inline constexpr char kWorkingDirDefault[] = "/work";
 
 // INVALID_ARGUMENT naming the field and the limit. Does not look at ids' existence.
 absl::Status CheckExecute(const sandbox::ExecuteRequest& request);
+absl::Status CheckResize(const sandbox::ResizeRequest& request);
 absl::Status CheckSpec(const sandbox::SandboxSpec& spec);
 
 // `spec` with each bind's host path free of symbolic links. PERMISSION_DENIED unless it lies below

@@ -31,6 +31,9 @@ absl::Status Substrate::Move(const SandboxRef&, const std::string&, const std::s
   return NoVerb(this, "move");
 }
 absl::Status Substrate::Remove(const SandboxRef&, const std::string&) { return NoVerb(this, "remove"); }
+absl::StatusOr<std::unique_ptr<FileWatch>> Substrate::Watch(const SandboxRef&, const std::string&, bool) {
+  return NoVerb(this, "watch");
+}
 
 absl::StatusOr<sandbox::ConsoleResponse> Substrate::Console(const SandboxRef&,
                                                             const sandbox::ConsoleRequest&) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,6 +38,8 @@ class RunningCall {
   virtual ~RunningCall() = default;
   virtual absl::Status WriteStdin(std::string_view data, bool eof) = 0;
   virtual absl::Status Signal(int signal) = 0;
+  // The window of its terminal. INVALID_ARGUMENT for a call that has none.
+  virtual absl::Status Resize(uint32_t rows, uint32_t columns) = 0;
   // Kills everything of the call; OnEnd follows with CANCELLED.
   virtual absl::Status Cancel() = 0;
   // Output up to these offsets is in the journal: the owner of the call may forget it (flow control: a call whose
@@ -44,6 +47,17 @@ class RunningCall {
   virtual void Acknowledge(sandbox::Stream stream, uint64_t upto) = 0;
   // RESULT is in the journal: the owner may forget the call.
   virtual void Release() = 0;
+};
+
+// Follows what happens to the entries of one directory. Dropping it ends the watch.
+class FileWatch {
+ public:
+  virtual ~FileWatch() = default;
+  // Readable when TryNext may have something new.
+  virtual int fd() const = 0;
+  // The next event if it is there, nullopt when it is not (yet); WATCH_EVENT_KIND_STARTED was taken already. Errors end
+  // the watch: NOT_FOUND (the directory is gone), UNAVAILABLE (its sandbox is).
+  virtual absl::StatusOr<std::optional<sandbox::WatchEvent>> TryNext() = 0;
 };
 
 struct SandboxRef {
@@ -111,6 +125,9 @@ class Substrate {
   virtual absl::Status MakeDir(const SandboxRef& sandbox, const std::string& path);
   virtual absl::Status Move(const SandboxRef& sandbox, const std::string& from, const std::string& to);
   virtual absl::Status Remove(const SandboxRef& sandbox, const std::string& path);
+  // In force when it returns.
+  virtual absl::StatusOr<std::unique_ptr<FileWatch>> Watch(const SandboxRef& sandbox, const std::string& path,
+                                                           bool recursive);
 
   // A machine's console, screen, keyboard and pointer. The default answers UNIMPLEMENTED.
   virtual absl::StatusOr<sandbox::ConsoleResponse> Console(const SandboxRef& sandbox,

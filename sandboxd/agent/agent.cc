@@ -262,6 +262,7 @@ void Agent::HandleAttach(Connection& connection, const Attach& attach) {
 void Agent::HandleControl(Connection& connection, FrameType type, const std::string& payload) {
   CallId id;
   Signal signal;
+  Resize resize;
   if (type == FrameType::kPing) return Answer(connection, 0, "");
   if (type == FrameType::kPrune) {
     Prune();
@@ -286,6 +287,15 @@ void Agent::HandleControl(Connection& connection, FrameType type, const std::str
     }
     const int error = call->Signal(signal.signal);
     return Answer(connection, error, std::string("cannot signal the call: ") + strerror(error));
+  }
+  if (type == FrameType::kResize && Decode(payload, &resize) && resize.rows > 0 &&
+      resize.columns > 0) {
+    const std::shared_ptr<Call> call = Find(resize.call_id);
+    if (call == nullptr || call->ended())
+      return Answer(connection, ESRCH, "the call is not running");
+    const int error = call->Resize(resize.rows, resize.columns);
+    if (error == ENOTTY) return Answer(connection, EINVAL, "the call has no terminal");
+    return Answer(connection, error, std::string("cannot resize the terminal: ") + strerror(error));
   }
   connection.fd.Reset();
 }

@@ -8,10 +8,14 @@
 
 #include <algorithm>
 
+#include "sandboxd/agent/terminal.h"
+
 namespace reprise::sandboxd::agent {
 namespace {
 
 constexpr int64_t kKillRoundMs = 5;  // between two rounds of killing what is left
+// More than the kernel keeps of what was written to a terminal.
+constexpr uint64_t kTerminalBytesMax = 256 << 10;
 
 }  // namespace
 
@@ -46,6 +50,7 @@ bool Call::Run(const Identity& identity, const std::vector<std::string>& env,
   if (!launcher_->Launch(start_, identity, env, files, &command_, why)) return false;
   streams_[0].fd = std::move(command_.stdout_fd);
   streams_[1].fd = std::move(command_.stderr_fd);
+  streams_[1].closed = start_.on_terminal();
   stdin_ = std::move(stdin_data);
   stdin_eof_ = start_.stdin_open == 0;
   if (start_.timeout_ms > 0)
@@ -111,6 +116,10 @@ void Call::ReadReport() {
     // its output.
     for (Stream& stream : streams_) {
       int bytes = 0;
+      if (start_.on_terminal()) {  // it is read until it is empty: the kernel does not count it
+        stream.left = kTerminalBytesMax;
+        continue;
+      }
       if (stream.fd.valid()) ioctl(stream.fd.get(), FIONREAD, &bytes);
       stream.left = static_cast<uint64_t>(bytes);
       if (*stream.left == 0) stream.closed = true;
@@ -128,9 +137,13 @@ void Call::ReadStream(Stream& stream) {
     if (stream.left && !stream.closed) room = std::min<size_t>(room, *stream.left);
     const ssize_t count = read(stream.fd.get(), buffer, room);
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0 && errno == EAGAIN) return;
-    if (count <= 0) {
+    const bool empty = count < 0 && errno == EAGAIN;
+    // A terminal is hung up with its command: what goes on in the background learns of it.
+    const bool hang_up = start_.on_terminal() && stream.left && (empty || stream.closed);
+    if (empty && !hang_up) return;
+    if (count <= 0 || hang_up) {
       stream.fd.Reset();
+      if (start_.on_terminal()) command_.stdin_fd.Reset();  // the same terminal
       stream.closed = true;
       return;
     }
@@ -163,10 +176,17 @@ void Call::FeedStdin() {
       command_.stdin_fd.Reset();
       break;
     }
+    mid_line_ = count > 0 && stdin_[static_cast<size_t>(count) - 1] != '\n';
     stdin_.erase(0, static_cast<size_t>(count));
   }
   if (!command_.stdin_fd.valid()) stdin_.clear();
-  if (stdin_.empty() && stdin_eof_) command_.stdin_fd.Reset();
+  if (!stdin_.empty() || !stdin_eof_ || !command_.stdin_fd.valid()) return;
+  if (start_.on_terminal() && !end_typed_) {
+    end_typed_ = true;
+    stdin_ = EndOfInput(command_.stdin_fd, mid_line_);
+    return FeedStdin();
+  }
+  command_.stdin_fd.Reset();
 }
 
 void Call::WriteStdin(std::string_view data, bool eof) {
@@ -174,6 +194,12 @@ void Call::WriteStdin(std::string_view data, bool eof) {
   stdin_ += data;
   stdin_eof_ = eof;
   FeedStdin();
+}
+
+int Call::Resize(uint16_t rows, uint16_t columns) {
+  if (!start_.on_terminal()) return ENOTTY;
+  if (!streams_[0].fd.valid()) return ESRCH;  // hung up
+  return ResizeTerminal(streams_[0].fd, rows, columns);
 }
 
 std::string Call::OutputAt(int stream, uint64_t offset) const {

@@ -65,6 +65,8 @@ class Call {
 
   bool StdinHasRoom() const { return stdin_.size() < kStdinQueueBytesMax; }
   void WriteStdin(std::string_view data, bool eof);
+  // ENOTTY for a call without a terminal; an errno.
+  int Resize(uint16_t rows, uint16_t columns);
   // To the command's process group, as soon as there is one; an errno.
   int Signal(int signal);
   void Kill(EndKind why);
@@ -77,8 +79,9 @@ class Call {
     Fd fd;
     uint64_t base = 0;  // offset of data[0]: everything before is acknowledged
     std::string data;
-    std::optional<uint64_t> left;  // once the command ended: bytes that were in the pipe then
-    bool closed = false;           // nothing more is taken from the pipe
+    std::optional<uint64_t> left;  // once the command ended: bytes that were in the pipe then, or
+                                   // that a terminal can hold
+    bool closed = false;           // nothing more is taken from it
   };
 
   void ReadReport();
@@ -93,6 +96,8 @@ class Call {
   Stream streams_[2];
   std::string stdin_;
   bool stdin_eof_ = false;
+  bool mid_line_ = false;   // the last byte written did not end a line
+  bool end_typed_ = false;  // a terminal was given its end-of-file character
   int64_t started_us_ = 0, deadline_ms_ = -1;
   pid_t leader_ = 0;
   uint64_t waiting_signals_ = 0;  // bits: sent before the command's process was known

@@ -3,11 +3,14 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
+
+#include "sandboxd/agent/tree_watch.h"
 
 namespace reprise::sandboxd::agent {
 namespace {
@@ -120,6 +123,25 @@ class Server {
     Answer(0, "");
   }
 
+  // Until the daemon closes its end, or the directory is gone.
+  void Watch(const WatchRequest& request) {
+    TreeWatch tree(
+        request.path, request.recursive != 0, [this](WatchKind kind, const std::string& path) {
+          Send(Frame(FrameType::kWatchEvent, WatchEvent{static_cast<uint8_t>(kind), path}));
+        });
+    if (const int error = tree.Open(); error != 0) {
+      return Answer(error, error == ENOSPC ? "watch " + request.path + ": too many directories"
+                                           : "watch " + request.path);
+    }
+    Send(Frame(FrameType::kWatchEvent, WatchEvent{static_cast<uint8_t>(WatchKind::kStarted), ""}));
+    while (true) {
+      pollfd ready[] = {{tree.fd(), POLLIN, 0}, {connection_, POLLIN, 0}};
+      if (poll(ready, 2, -1) < 0) continue;
+      if (ready[1].revents != 0) return;  // it has nothing to say but that it closes
+      if (!tree.Step()) return Answer(0, "");
+    }
+  }
+
   static int MakeDirs(const std::string& path) {
     for (size_t at = 1; at <= path.size(); ++at) {
       if (at < path.size() && path[at] != '/') continue;
@@ -168,13 +190,15 @@ std::string WithoutTrailingSlash(std::string path) {
 }  // namespace
 
 bool IsFileOperation(FrameType type) {
-  return type >= FrameType::kReadFile && type <= FrameType::kRemove;
+  return (type >= FrameType::kReadFile && type <= FrameType::kRemove) || type == FrameType::kWatch;
 }
 
 bool FileOperationUser(FrameType type, const std::string& payload, std::string* user) {
   PathRequest path;
   WriteRequest write;
   MoveRequest move;
+  WatchRequest watch;
+  if (type == FrameType::kWatch) return Decode(payload, &watch) && (*user = watch.user, true);
   if (type == FrameType::kWriteFile) return Decode(payload, &write) && (*user = write.user, true);
   if (type == FrameType::kMove) return Decode(payload, &move) && (*user = move.user, true);
   return Decode(payload, &path) && (*user = path.user, true);
@@ -184,7 +208,7 @@ void ServeFileOperation(int connection, FrameType type, const std::string& paylo
                         FrameReader rest, const Identity& identity,
                         const std::string& working_dir) {
   Server server(connection, std::move(rest));
-  alarm(kSecondsMax);
+  if (type != FrameType::kWatch) alarm(kSecondsMax);
   umask(022);
   if (!BecomeUnprivileged(identity)) {
     server.Answer(errno, "change to the sandbox's user");
@@ -195,7 +219,10 @@ void ServeFileOperation(int connection, FrameType type, const std::string& paylo
   PathRequest path;
   WriteRequest write;
   MoveRequest move;
-  if (type == FrameType::kWriteFile && Decode(payload, &write)) {
+  WatchRequest watch;
+  if (type == FrameType::kWatch && Decode(payload, &watch)) {
+    server.Watch(watch);
+  } else if (type == FrameType::kWriteFile && Decode(payload, &write)) {
     server.WriteFile(write);
   } else if (type == FrameType::kMove && Decode(payload, &move)) {
     server.Answer(rename(move.from.c_str(), move.to.c_str()) == 0 ? 0 : errno, "move " + move.from);

@@ -41,6 +41,9 @@ enum class FrameType : uint8_t {
   kMakeDir = 11,   // PathRequest -> kOk
   kMove = 12,      // MoveRequest -> kOk
   kRemove = 13,    // PathRequest -> kOk
+  kResize = 14,    // Resize -> kOk
+  kWatch = 15,  // WatchRequest -> kWatchEvent..., of which kStarted is the first, until the daemon
+                // closes; kOk when the directory is gone
   // A call's connection.
   kOutput = 32,     // Output, agent to daemon
   kEnd = 33,        // End, agent to daemon, last
@@ -48,11 +51,12 @@ enum class FrameType : uint8_t {
   kStdinData = 35,  // raw bytes
   // Answers.
   kOk = 64,
-  kError = 65,     // Error
-  kStarted = 66,   // Started
-  kUnknown = 67,   // the agent never saw this call_id
-  kFileData = 68,  // raw bytes
-  kEntry = 69,     // Entry
+  kError = 65,       // Error
+  kStarted = 66,     // Started
+  kUnknown = 67,     // the agent never saw this call_id
+  kFileData = 68,    // raw bytes
+  kEntry = 69,       // Entry
+  kWatchEvent = 70,  // WatchEvent
 };
 
 // How a call ended, as the agent sees it.
@@ -67,6 +71,17 @@ enum class EndKind : uint8_t {
   kPolicyViolation,
 };
 
+// As sandbox.v1's WatchEventKind, with the same numbers.
+enum class WatchKind : uint8_t {
+  kStarted = 1,
+  kCreated,
+  kWritten,
+  kRemoved,
+  kRenamed,
+  kChmod,
+  kOverflow,
+};
+
 struct Start {
   std::string call_id;
   std::vector<std::string> argv, env;  // env: NAME=value, added to the agent's own
@@ -78,13 +93,17 @@ struct Start {
   uint64_t timeout_ms = 0, cpu_seconds = 0, file_bytes = 0, open_files = 0,
            output_bytes_max = 0;  // 0: none
   uint64_t tag = 0;               // given back in Started
+  // On a terminal of this window: one stream, stdout. 0: on pipes.
+  uint16_t pty_rows = 0, pty_columns = 0;
   // For owners that make the sandbox for the call (the function tier); others leave them alone.
   uint64_t memory_bytes = 0, pids = 0, disk_bytes = 0;
   std::vector<std::string> binds;  // host path, path inside, "rw" or "ro", and so on
+  bool on_terminal() const { return pty_rows != 0; }
   void Fields(auto& f) {
     f(call_id), f(argv), f(env), f(working_dir), f(user), f(stdin_bytes), f(files_bytes),
         f(stdin_open);
     f(timeout_ms), f(cpu_seconds), f(file_bytes), f(open_files), f(output_bytes_max), f(tag);
+    f(pty_rows), f(pty_columns);
     f(memory_bytes), f(pids), f(disk_bytes), f(binds);
   }
 };
@@ -113,6 +132,11 @@ struct Signal {
   int32_t signal = 0;
   uint8_t cancel = 0;  // kill everything of the call
   void Fields(auto& f) { f(call_id), f(signal), f(cancel); }
+};
+struct Resize {
+  std::string call_id;
+  uint16_t rows = 0, columns = 0;
+  void Fields(auto& f) { f(call_id), f(rows), f(columns); }
 };
 struct CallId {
   std::string call_id;
@@ -156,6 +180,16 @@ struct WriteRequest {
   uint32_t mode = 0644;
   uint8_t make_parents = 0;
   void Fields(auto& f) { f(path), f(user), f(mode), f(make_parents); }
+};
+struct WatchRequest {
+  std::string path, user;
+  uint8_t recursive = 0;
+  void Fields(auto& f) { f(path), f(user), f(recursive); }
+};
+struct WatchEvent {
+  uint8_t kind = 0;  // WatchKind
+  std::string path;  // relative to the watched directory; "" is itself
+  void Fields(auto& f) { f(kind), f(path); }
 };
 struct MoveRequest {
   std::string from, to, user;

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "sandboxd/agent/spawn_child.h"
+#include "sandboxd/agent/terminal.h"
 
 namespace reprise::sandboxd::agent {
 namespace {
@@ -73,6 +74,16 @@ void SetNonBlocking(const Fd& fd) {
   fcntl(fd.get(), F_SETFL, fcntl(fd.get(), F_GETFL) | O_NONBLOCK);
 }
 
+bool TakeMaster(Fd master, SpawnedCommand* command, std::string* why) {
+  command->stdin_fd.Reset(fcntl(master.get(), F_DUPFD_CLOEXEC, 0));
+  if (!command->stdin_fd.valid()) {
+    *why = std::string("cannot hold a terminal: ") + strerror(errno);
+    return false;
+  }
+  command->stdout_fd = std::move(master);
+  return true;
+}
+
 // A name with a slash is a path (the command has entered its working directory by then); others are
 // looked up.
 std::vector<std::string> Candidates(const std::string& program,
@@ -102,10 +113,16 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
 bool Spawn(const Start& start, const Identity& identity, const std::vector<std::string>& env,
            SpawnedCommand* command, std::string* why) {
   Fd child_stdin, child_stdout, child_stderr, child_report;
-  if (!MakePipe(&child_stdin, &command->stdin_fd, why) ||
-      !MakePipe(&command->stdout_fd, &child_stdout, why) ||
-      !MakePipe(&command->stderr_fd, &child_stderr, why) ||
-      !MakePipe(&command->report, &child_report, why)) {
+  Terminal terminal;
+  if (!MakePipe(&command->report, &child_report, why)) return false;
+  if (start.on_terminal()) {
+    if (!OpenTerminal(start.pty_rows, start.pty_columns, identity, &terminal, why) ||
+        !TakeMaster(std::move(terminal.master), command, why)) {
+      return false;
+    }
+  } else if (!MakePipe(&child_stdin, &command->stdin_fd, why) ||
+             !MakePipe(&command->stdout_fd, &child_stdout, why) ||
+             !MakePipe(&command->stderr_fd, &child_stderr, why)) {
     return false;
   }
   const std::vector<std::string> candidates = Candidates(start.argv[0], env);
@@ -128,9 +145,10 @@ bool Spawn(const Start& start, const Identity& identity, const std::vector<std::
   plan.identity = &identity;
   plan.limits = limits.data();
   plan.limit_count = limits.size();
-  plan.stdin_fd = child_stdin.get();
-  plan.stdout_fd = child_stdout.get();
-  plan.stderr_fd = child_stderr.get();
+  plan.on_terminal = start.on_terminal();
+  plan.stdin_fd = plan.on_terminal ? terminal.slave.get() : child_stdin.get();
+  plan.stdout_fd = plan.on_terminal ? terminal.slave.get() : child_stdout.get();
+  plan.stderr_fd = plan.on_terminal ? terminal.slave.get() : child_stderr.get();
   plan.report_fd = child_report.get();
   const pid_t keeper = fork();
   if (keeper < 0) {
@@ -142,7 +160,7 @@ bool Spawn(const Start& start, const Identity& identity, const std::vector<std::
   command->keeper = keeper;
   for (const Fd* fd :
        {&command->stdin_fd, &command->stdout_fd, &command->stderr_fd, &command->report}) {
-    SetNonBlocking(*fd);
+    if (fd->valid()) SetNonBlocking(*fd);
   }
   return true;
 }

@@ -33,7 +33,9 @@ inline constexpr uint32_t kSandboxStep = 6;
 
 struct SpawnedCommand {
   pid_t keeper = -1;
-  Fd stdin_fd, stdout_fd, stderr_fd, report;  // the agent's ends; not blocking
+  // The agent's ends; not blocking. On a terminal the first two are its master and there is no
+  // third.
+  Fd stdin_fd, stdout_fd, stderr_fd, report;
 };
 
 // False with `why` when nothing was started.
@@ -48,6 +50,8 @@ std::vector<std::string> Candidates(const std::string& program,
 std::vector<char*> Pointers(const std::vector<std::string>& strings);
 bool MakePipe(Fd* read_end, Fd* write_end, std::string* why);
 void SetNonBlocking(const Fd& fd);
+// The agent's ends of a terminal whose master this is. False with `why`.
+bool TakeMaster(Fd master, SpawnedCommand* command, std::string* why);
 
 // One round of killing everything below `keeper`: stops all, then kills all. True when nothing
 // alive is left.

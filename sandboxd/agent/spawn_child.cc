@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -40,7 +41,8 @@ void RunCommand(const ChildPlan& plan) {
   const int report = plan.report_fd;
   setsid();
   if (!Install(plan.stdin_fd, 0) || !Install(plan.stdout_fd, 1) || !Install(plan.stderr_fd, 2) ||
-      close_range(3, ~0u, CLOSE_RANGE_CLOEXEC) != 0) {
+      close_range(3, ~0u, CLOSE_RANGE_CLOEXEC) != 0 ||
+      (plan.on_terminal && ioctl(0, TIOCSCTTY, 0) != 0)) {
     Fail(report, kDescriptors);
   }
   for (int signal = 1; signal < NSIG; ++signal) {

@@ -26,8 +26,12 @@ constexpr int kKeepaliveTimeoutMs = 20000;
 
 class ApiServerImpl final : public ApiServer {
  public:
-  ApiServerImpl(const ServerOptions& options, CallManager* calls, SandboxManager* sandboxes)
-      : verbs_(options.verb_threads, options.verbs_max), calls_(calls), sandboxes_(sandboxes) {}
+  ApiServerImpl(const ServerOptions& options, CallManager* calls, SandboxManager* sandboxes,
+                WatchManager* watches)
+      : verbs_(options.verb_threads, options.verbs_max),
+        calls_(calls),
+        sandboxes_(sandboxes),
+        watches_(watches) {}
   ~ApiServerImpl() override { Shutdown(); }
 
   absl::Status Listen(const ServerOptions& options) {
@@ -36,7 +40,7 @@ class ApiServerImpl final : public ApiServer {
     if (!options.token_file.empty()) {
       ASSIGN_OR_RETURN(authorizer_, Authorizer::FromFile(options.token_file));
     }
-    service_ = MakeSandboxService(&authorizer_, &verbs_, calls_, sandboxes_);
+    service_ = MakeSandboxService(&authorizer_, &verbs_, calls_, sandboxes_, watches_);
     grpc::ServerBuilder builder;
     builder.RegisterService(service_.get());
     builder.SetMaxReceiveMessageSize(static_cast<int>(kRequestBytesMax));
@@ -92,6 +96,7 @@ class ApiServerImpl final : public ApiServer {
   WorkerPool verbs_;
   CallManager* const calls_;
   SandboxManager* const sandboxes_;
+  WatchManager* const watches_;
   std::unique_ptr<grpc::Service> service_;
   std::list<UnixListener> sockets_;
   std::unique_ptr<grpc::Server> server_;
@@ -102,8 +107,9 @@ class ApiServerImpl final : public ApiServer {
 
 absl::StatusOr<std::unique_ptr<ApiServer>> ApiServer::Start(const ServerOptions& options,
                                                             CallManager* calls,
-                                                            SandboxManager* sandboxes) {
-  auto server = std::make_unique<ApiServerImpl>(options, calls, sandboxes);
+                                                            SandboxManager* sandboxes,
+                                                            WatchManager* watches) {
+  auto server = std::make_unique<ApiServerImpl>(options, calls, sandboxes, watches);
   RETURN_IF_ERROR(server->Listen(options));
   return server;
 }

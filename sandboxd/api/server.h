@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "sandboxd/call_manager.h"
 #include "sandboxd/sandbox_manager.h"
+#include "sandboxd/watch_manager.h"
 
 namespace reprise::sandboxd {
 
@@ -22,16 +23,17 @@ struct ServerOptions {
 
 class ApiServer {
  public:
-  // Serves when it returns. `calls` and `sandboxes` outlive it.
+  // Serves when it returns. The managers outlive it.
   static absl::StatusOr<std::unique_ptr<ApiServer>> Start(const ServerOptions& options,
                                                           CallManager* calls,
-                                                          SandboxManager* sandboxes);
+                                                          SandboxManager* sandboxes,
+                                                          WatchManager* watches);
   // Stops listening, ends open requests, removes the sockets.
   virtual ~ApiServer() = default;
   // As bound: ports filled in.
   virtual const std::vector<std::string>& addresses() const = 0;
   // Stops listening and ends what is open; the destructor does the rest. REQUIRES:
-  // CallManager::Detach was called, so that no stream waits for a call.
+  // CallManager::Detach and WatchManager::Shutdown were called, so that no stream waits for them.
   virtual void Shutdown() = 0;
 };
 

@@ -33,8 +33,12 @@ absl::Status CheckPath(std::string_view field, const std::string& path) {
 class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService {
  public:
   SandboxServiceImpl(const Authorizer* authorizer, WorkerPool* verbs, CallManager* calls,
-                     SandboxManager* sandboxes)
-      : authorizer_(authorizer), verbs_(verbs), calls_(calls), sandboxes_(sandboxes) {}
+                     SandboxManager* sandboxes, WatchManager* watches)
+      : authorizer_(authorizer),
+        verbs_(verbs),
+        calls_(calls),
+        sandboxes_(sandboxes),
+        watches_(watches) {}
 
   // ---- sandboxes
   UnaryReactor* Create(Context* context, const sandbox::CreateRequest* request,
@@ -82,6 +86,10 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   UnaryReactor* WriteStdin(Context* context, const sandbox::WriteStdinRequest* request,
                            sandbox::WriteStdinResponse*) override {
     return Do(context, [=, this] { return calls_->WriteStdin(*request); });
+  }
+  UnaryReactor* Resize(Context* context, const sandbox::ResizeRequest* request,
+                       sandbox::ResizeResponse*) override {
+    return Do(context, [=, this] { return calls_->Resize(*request); });
   }
   UnaryReactor* Signal(Context* context, const sandbox::SignalRequest* request,
                        sandbox::SignalResponse*) override {
@@ -186,6 +194,19 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
         return lease.substrate->SendInput(lease.ref(), *request);
       });
     });
+  }
+
+  // ---- changes of files
+  grpc::ServerWriteReactor<sandbox::WatchEvent>* Watch(
+      Context* context, const sandbox::WatchRequest* request) override {
+    const absl::Status allowed = authorizer_->Check(*context);
+    return StreamWatch(
+        verbs_, watches_, [=, this]() -> absl::StatusOr<std::shared_ptr<WatchStream>> {
+          RETURN_IF_ERROR(allowed);
+          RETURN_IF_ERROR(base::CheckId(request->sandbox_id(), "sandbox_id", /*allow_slash=*/true));
+          RETURN_IF_ERROR(CheckPath("path", request->path()));
+          return watches_->Open(request->sandbox_id(), request->path(), request->recursive());
+        });
   }
 
   // ---- tiers and images
@@ -310,13 +331,15 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   WorkerPool* const verbs_;
   CallManager* const calls_;
   SandboxManager* const sandboxes_;
+  WatchManager* const watches_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakeSandboxService(const Authorizer* authorizer, WorkerPool* verbs,
-                                                  CallManager* calls, SandboxManager* sandboxes) {
-  return std::make_unique<SandboxServiceImpl>(authorizer, verbs, calls, sandboxes);
+                                                  CallManager* calls, SandboxManager* sandboxes,
+                                                  WatchManager* watches) {
+  return std::make_unique<SandboxServiceImpl>(authorizer, verbs, calls, sandboxes, watches);
 }
 
 }  // namespace reprise::sandboxd

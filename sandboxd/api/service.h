@@ -9,12 +9,14 @@
 #include "sandboxd/api/auth.h"
 #include "sandboxd/call_manager.h"
 #include "sandboxd/sandbox_manager.h"
+#include "sandboxd/watch_manager.h"
 #include "sandboxd/worker_pool.h"
 
 namespace reprise::sandboxd {
 
 // All outlive the service.
 std::unique_ptr<grpc::Service> MakeSandboxService(const Authorizer* authorizer, WorkerPool* verbs,
-                                                  CallManager* calls, SandboxManager* sandboxes);
+                                                  CallManager* calls, SandboxManager* sandboxes,
+                                                  WatchManager* watches);
 
 }  // namespace reprise::sandboxd

@@ -53,6 +53,61 @@ class RefuseReactor final : public grpc::ServerWriteReactor<sandbox::ExecuteEven
   void OnDone() override { delete this; }
 };
 
+class WatchReactor final : public grpc::ServerWriteReactor<sandbox::WatchEvent> {
+ public:
+  WatchReactor(WorkerPool* verbs, WatchManager* watches, OpenWatch open) : watches_(watches) {
+    if (!verbs->TryPost([this, open = std::move(open)] { Begin(open()); }))
+      Finish(ToGrpc(absl::UnavailableError("no thread is free: try again")));
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (ok) {
+      Pull();
+    } else {
+      Finish(ToGrpc(Gone()));
+    }
+  }
+  void OnCancel() override {
+    std::shared_ptr<WatchStream> stream;
+    {
+      absl::MutexLock lock(&mutex_);
+      gone_ = true;
+      stream = stream_;
+    }
+    if (stream != nullptr) watches_->Close(stream);
+  }
+  void OnDone() override {
+    if (stream_ != nullptr) watches_->Close(stream_);
+    delete this;
+  }
+
+ private:
+  void Begin(absl::StatusOr<std::shared_ptr<WatchStream>> opened) {
+    if (!opened.ok()) return Finish(ToGrpc(opened.status()));
+    bool gone = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      stream_ = *std::move(opened);
+      gone = gone_;
+    }
+    if (gone) return Finish(ToGrpc(Gone()));
+    Pull();
+  }
+  void Pull() {
+    stream_->Next([this](WatchStream::Event event) {
+      if (!event.ok()) return Finish(ToGrpc(event.status()));
+      event_ = *std::move(event);
+      StartWrite(&event_);
+    });
+  }
+
+  WatchManager* const watches_;
+  absl::Mutex mutex_;
+  bool gone_ ABSL_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<WatchStream> stream_;  // set once, under the lock
+  sandbox::WatchEvent event_;
+};
+
 class FileOutReactor final : public grpc::ServerWriteReactor<sandbox::FileChunk> {
  public:
   FileOutReactor(WorkerPool* verbs, ReadBody read) {
@@ -183,6 +238,10 @@ grpc::ServerWriteReactor<sandbox::ExecuteEvent>* StreamCall(std::shared_ptr<Call
 }
 grpc::ServerWriteReactor<sandbox::ExecuteEvent>* RefuseStream(const absl::Status& status) {
   return new RefuseReactor(status);
+}
+grpc::ServerWriteReactor<sandbox::WatchEvent>* StreamWatch(WorkerPool* verbs, WatchManager* watches,
+                                                           OpenWatch open) {
+  return new WatchReactor(verbs, watches, std::move(open));
 }
 grpc::ServerWriteReactor<sandbox::FileChunk>* StreamFileOut(WorkerPool* verbs, ReadBody read) {
   return new FileOutReactor(verbs, std::move(read));

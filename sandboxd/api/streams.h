@@ -1,6 +1,6 @@
-// The streaming verbs as gRPC reactors: events of a call, a file out of a sandbox, a file into one.
-// Events need no thread while they wait, so a thousand callers may wait for their calls; files hold
-// one thread of the verb pool each.
+// The streaming verbs as gRPC reactors: events of a call or of a watch, a file out of a sandbox, a
+// file into one. Events need no thread while they wait, so a thousand callers may wait for their
+// calls; files hold one thread of the verb pool each.
 #pragma once
 
 #include <functional>
@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "sandboxd/call_stream.h"
+#include "sandboxd/watch_manager.h"
 #include "sandboxd/worker_pool.h"
 
 namespace reprise::sandboxd {
@@ -30,6 +31,12 @@ grpc::ServerWriteReactor<sandbox::ExecuteEvent>* RefuseStream(const absl::Status
 using ReadBody =
     std::function<absl::Status(const std::function<absl::Status(std::string_view)>& chunk)>;
 grpc::ServerWriteReactor<sandbox::FileChunk>* StreamFileOut(WorkerPool* verbs, ReadBody read);
+
+// `open` runs on `verbs`; the stream goes on until the watch ends or the client goes, without a
+// thread.
+using OpenWatch = std::function<absl::StatusOr<std::shared_ptr<WatchStream>>()>;
+grpc::ServerWriteReactor<sandbox::WatchEvent>* StreamWatch(WorkerPool* verbs, WatchManager* watches,
+                                                           OpenWatch open);
 
 // `write` runs on `verbs` with the first message, and pulls data until "".
 using WriteBody =

@@ -245,8 +245,8 @@ class ContainerTier final : public AgentTier {
     sandbox::TierInfo info;
     info.set_tier(sandbox::TIER_CONTAINER);
     *info.mutable_default_limits() = DefaultLimits();
-    for (const char* const verb :
-         {"create", "execute", "stdin", "signal", "stop", "files", "pause", "resume", "images"}) {
+    for (const char* const verb : {"create", "execute", "stdin", "pty", "signal", "stop", "files",
+                                   "watch", "pause", "resume", "images"}) {
       (*info.mutable_verbs())[verb] = "yes";
     }
     absl::StatusOr<std::string> version = Probe();

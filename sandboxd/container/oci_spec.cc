@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fmt/format.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 
@@ -62,6 +63,15 @@ json Arg(int index, uint64_t value, const char* op, uint64_t value_two = 0) {
   return {{"index", index}, {"value", value}, {"valueTwo", value_two}, {"op", op}};
 }
 
+// Every ioctl but `refused`. The kernel looks at the low 32 bits of the request only, and a filter
+// cannot ask for "masked and different": one rule for each bit that may differ.
+void AllowOtherIoctls(uint32_t refused, json* rules) {
+  for (int bit = 0; bit < 32; ++bit) {
+    const uint64_t mask = uint64_t{1} << bit;
+    rules->push_back(Allow({"ioctl"}, {Arg(1, mask, "SCMP_CMP_MASKED_EQ", ~refused & mask)}));
+  }
+}
+
 json Seccomp() {
   const auto& allowed = ContainerAllowedSyscalls();
   json rules = json::array();
@@ -74,6 +84,7 @@ json Seccomp() {
   for (const uint64_t persona : {0ull, 0x0008ull, 0x20000ull, 0x20008ull, 0xffffffffull}) {
     rules.push_back(Allow({"personality"}, {Arg(0, persona, "SCMP_CMP_EQ")}));
   }
+  AllowOtherIoctls(TIOCSTI, &rules);  // which types into a terminal
   rules.push_back({{"names", {"clone3"}}, {"action", "SCMP_ACT_ERRNO"}, {"errnoRet", ENOSYS}});
 #if defined(__x86_64__)
   const char* const architecture = "SCMP_ARCH_X86_64";

@@ -114,7 +114,6 @@ const std::vector<std::string_view>& ContainerAllowedSyscalls() {
                                                          "io_pgetevents",
                                                          "io_setup",
                                                          "io_submit",
-                                                         "ioctl",
                                                          "ioprio_get",
                                                          "ioprio_set",
                                                          "kill",

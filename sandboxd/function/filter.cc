@@ -105,9 +105,11 @@ constexpr const char* kKilled[] = {"acct",
 constexpr const char* kAbsent[] = {"clone3", "io_uring_setup", "io_uring_enter",
                                    "io_uring_register"};
 
-constexpr unsigned kIoctls[] = {TCGETS,    TCSETS,     TCSETSW,    TCSETSF,  TIOCGPGRP,
-                                TIOCSPGRP, TIOCGWINSZ, TIOCSWINSZ, FIONREAD, FIONBIO,
-                                FIOCLEX,   FIONCLEX,   FIOASYNC};
+// Never TIOCSTI, which types into a terminal.
+constexpr unsigned kIoctls[] = {TCGETS,   TCSETS,    TCSETSW,    TCSETSF,    TCSBRK,
+                                TCXONC,   TCFLSH,    TIOCGPGRP,  TIOCSPGRP,  TIOCGSID,
+                                TIOCOUTQ, TIOCNOTTY, TIOCGWINSZ, TIOCSWINSZ, FIONREAD,
+                                FIONBIO,  FIOCLEX,   FIONCLEX,   FIOASYNC};
 constexpr int kPrctls[] = {
     PR_SET_NAME,        PR_GET_NAME,       PR_SET_PDEATHSIG,    PR_GET_PDEATHSIG,
     PR_GET_DUMPABLE,    PR_CAPBSET_READ,   PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS,

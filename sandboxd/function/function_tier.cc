@@ -95,9 +95,10 @@ class FunctionTier final : public Substrate {
     const absl::Status usable = supply_->usable(&note);
     info.set_usable(usable.ok());
     info.set_reason(usable.ok() ? note : std::string(usable.message()));
-    for (const char* verb : {"create", "execute", "stdin", "signal", "stop"})
+    for (const char* verb : {"create", "execute", "stdin", "pty", "signal", "stop"})
       (*info.mutable_verbs())[verb] = "yes";
-    for (const char* verb : {"files", "pause", "resume"}) (*info.mutable_verbs())[verb] = kNoState;
+    for (const char* verb : {"files", "watch", "pause", "resume"})
+      (*info.mutable_verbs())[verb] = kNoState;
     (*info.mutable_verbs())["images"] = "a function sandbox has the host's programs, read-only";
     *info.mutable_default_limits() = DefaultLimits();
     return info;
@@ -129,6 +130,11 @@ class FunctionTier final : public Substrate {
     return absl::UnimplementedError(kNoState);
   }
   absl::Status ResumeSandbox(const SandboxRef& sandbox) override {
+    return absl::UnimplementedError(kNoState);
+  }
+
+  absl::StatusOr<std::unique_ptr<FileWatch>> Watch(const SandboxRef&, const std::string&,
+                                                   bool) override {
     return absl::UnimplementedError(kNoState);
   }
 

@@ -20,6 +20,7 @@
 #include <map>
 
 #include "sandboxd/agent/spawn_child.h"
+#include "sandboxd/agent/terminal.h"
 #include "sandboxd/function/control.h"
 #include "sandboxd/function/filter.h"
 #include "sandboxd/function/landlock.h"
@@ -33,6 +34,8 @@ constexpr uint64_t kScratchBytesDefault = 64 << 20;
 constexpr uint64_t kPlaceBytes =
     1 << 20;  // of the tmpfs over an open place: it holds mount points only
 constexpr char kWorkDir[] = "/work";
+constexpr char kTerminalsDir[] = "/dev/pts";
+constexpr char kOwnTerminal[] = "/dev/tty";
 constexpr const char* kMaskedProc[] = {"acpi",       "asound",        "kcore",        "keys",
                                        "key-users",  "latency_stats", "sched_debug",  "scsi",
                                        "timer_list", "timer_stats",   "sysrq-trigger"};
@@ -62,6 +65,23 @@ bool WriteAll(int fd, const void* data, size_t bytes) {
   return true;
 }
 
+// `data` with descriptors on its first byte.
+bool SendDescriptors(int link, const void* data, size_t bytes, const std::vector<int>& fds) {
+  iovec piece{const_cast<void*>(data), bytes};
+  std::vector<char> control(CMSG_SPACE(sizeof(int) * fds.size()));
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int) * fds.size());
+  memcpy(CMSG_DATA(header), fds.data(), sizeof(int) * fds.size());
+  return sendmsg(link, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes);
+}
+
 class Inner {
  public:
   Inner(agent::Fd link, std::string root, const std::vector<sock_filter>& filter,
@@ -81,6 +101,10 @@ class Inner {
     }
     WriteAll(link_.get(), &kInnerReady, 1);
     if (!ReceiveJob()) _exit(0);
+    if (start_.on_terminal() && !MakeTerminal()) {
+      WriteAll(link_.get(), why_.data(), why_.size());
+      _exit(1);
+    }
     StartJob();
     Watch();
   }
@@ -169,7 +193,8 @@ class Inner {
     landlock_ = Landlock::Make();
     if (!landlock_.valid()) return true;
     for (const char* path : {kWorkDir, "/tmp", "/dev/shm", "/dev/null", "/dev/zero", "/dev/full",
-                             "/dev/random", "/dev/urandom", "/proc"}) {
+                             "/dev/random", "/dev/urandom", kOwnTerminal, "/proc"}) {
+      if (std::string_view(path) == kOwnTerminal && access(path, F_OK) != 0) continue;
       if (!Check(landlock_.AllowWrite(path), std::string("allow writing to ") + path)) return false;
     }
     return true;
@@ -198,9 +223,32 @@ class Inner {
       for (size_t i = 0; i < fds; ++i) fds_.emplace_back(first[i]);
     }
     std::string start(lengths[0], '\0'), files(lengths[1], '\0');
-    return fds_.size() >= kJobFds && ReadAll(link_.get(), start.data(), start.size()) &&
+    return !fds_.empty() && ReadAll(link_.get(), start.data(), start.size()) &&
            ReadAll(link_.get(), files.data(), files.size()) && agent::Decode(start, &start_) &&
            (files.empty() || agent::Decode(files, &files_));
+  }
+
+  // A devpts of this worker alone, mounted for the few jobs that need one. Its master goes to the
+  // supervisor, its other end takes the places of the job's pipes.
+  bool MakeTerminal() {
+    if (!Mount("devpts", kTerminalsDir, "devpts", MS_NOSUID | MS_NOEXEC,
+               "newinstance,ptmxmode=0666,mode=0600") ||
+        (landlock_.valid() &&
+         !Check(landlock_.AllowWrite(kTerminalsDir), "allow writing to a terminal"))) {
+      return false;
+    }
+    agent::Identity owner;
+    owner.uid = owner.gid = kJobUid;
+    agent::Terminal terminal;
+    if (!agent::OpenTerminal(start_.pty_rows, start_.pty_columns, owner, &terminal, &why_))
+      return false;
+    std::vector<agent::Fd> streams;
+    for (int stream = 0; stream < 3; ++stream)
+      streams.emplace_back(fcntl(terminal.slave.get(), F_DUPFD_CLOEXEC, 0));
+    fds_.insert(fds_.begin() + kJobStdin, std::make_move_iterator(streams.begin()),
+                std::make_move_iterator(streams.end()));
+    return Check(SendDescriptors(link_.get(), &kInnerTerminal, 1, {terminal.master.get()}),
+                 "hand over the terminal");
   }
 
   // The report pipe takes failures from here on: nothing of the job has run yet.
@@ -338,6 +386,7 @@ class Inner {
     plan.stdout_fd = fds_[kJobStdout].get();
     plan.stderr_fd = fds_[kJobStderr].get();
     plan.report_fd = fds_[kJobReport].get();
+    plan.on_terminal = start_.on_terminal();
     plan.harden = &Inner::Harden;
     plan.harden_context = this;
     leader_ = fork();
@@ -392,20 +441,8 @@ bool SendJob(int link, const agent::Start& start, const std::string& files,
   const std::string payload = encoder.Take();
   uint32_t lengths[2] = {static_cast<uint32_t>(payload.size()),
                          static_cast<uint32_t>(files.size())};
-  iovec piece{lengths, sizeof(lengths)};
-  std::vector<char> control(CMSG_SPACE(sizeof(int) * fds.size()));
-  msghdr message{};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int) * fds.size());
-  memcpy(CMSG_DATA(header), fds.data(), sizeof(int) * fds.size());
-  if (sendmsg(link, &message, MSG_NOSIGNAL) != sizeof(lengths)) return false;
-  return WriteAll(link, payload.data(), payload.size()) &&
+  return SendDescriptors(link, lengths, sizeof(lengths), fds) &&
+         WriteAll(link, payload.data(), payload.size()) &&
          WriteAll(link, files.data(), files.size());
 }
 

@@ -20,9 +20,13 @@ namespace reprise::sandboxd::function {
 inline constexpr char kInnerGo = 'g';
 inline constexpr char kInnerReady = 'r';
 inline constexpr char kInnerLeader = 'l';
+// Comes before the leader's byte for a job on a terminal, with the terminal's master; or a message
+// comes in its place.
+inline constexpr char kInnerTerminal = 't';
 
-// The job's descriptors, in this order, before one mount per bind.
-enum JobFd { kJobStdin, kJobStdout, kJobStderr, kJobReport, kJobFds };
+// The job's descriptors, in this order, before one mount per bind. A job on a terminal is sent the
+// first only.
+enum JobFd { kJobReport, kJobStdin, kJobStdout, kJobStderr, kJobFds };
 inline constexpr size_t kJobBindsMax = 64;
 
 // Sends the job. False with errno set.

@@ -20,6 +20,7 @@ constexpr const char* kHostTrees[] = {"/bin",    "/lib",  "/lib32", "/lib64",
                                       "/libx32", "/sbin", "/usr"};
 constexpr const char* kDevices[] = {"/dev/full", "/dev/null", "/dev/random", "/dev/urandom",
                                     "/dev/zero"};
+constexpr char kOwnTerminal[] = "/dev/tty";
 constexpr size_t kEtcFileBytesMax = 8 << 20;
 
 struct TextFile {
@@ -119,9 +120,14 @@ class RootBuilder {
   }
 
   bool Devices() {
-    if (!Dir("/dev") || !Dir("/dev/shm")) return false;
+    if (!Dir("/dev") || !Dir("/dev/shm") || !Dir("/dev/pts")) return false;
     for (const char* device : kDevices) {
       if (!Write(device, "") || !Bind(device, /*devices=*/true)) return false;
+    }
+    // Whoever opens it gets its own session's terminal, which is never one of the host's.
+    if (access(kOwnTerminal, F_OK) == 0 &&
+        (!Write(kOwnTerminal, "") || !Bind(kOwnTerminal, /*devices=*/true))) {
+      return false;
     }
     constexpr const char* kLinks[][2] = {{"/proc/self/fd", "/dev/fd"},
                                          {"/proc/self/fd/0", "/dev/stdin"},

@@ -58,14 +58,17 @@ class FunctionLauncher final : public agent::Launcher {
       return Refuse(why, std::string("cannot set the limits of the cgroup: ") + strerror(error));
     }
     agent::Fd job_stdin, job_stdout, job_stderr, job_report;
-    if (!agent::MakePipe(&job_stdin, &command->stdin_fd, why) ||
-        !agent::MakePipe(&command->stdout_fd, &job_stdout, why) ||
-        !agent::MakePipe(&command->stderr_fd, &job_stderr, why) ||
-        !agent::MakePipe(&command->report, &job_report, why)) {
-      return false;
+    if (!agent::MakePipe(&command->report, &job_report, why)) return false;
+    std::vector<int> fds = {job_report.get()};
+    if (!start.on_terminal()) {
+      if (!agent::MakePipe(&job_stdin, &command->stdin_fd, why) ||
+          !agent::MakePipe(&command->stdout_fd, &job_stdout, why) ||
+          !agent::MakePipe(&command->stderr_fd, &job_stderr, why)) {
+        return false;
+      }
+      fds.insert(fds.end(), {job_stdin.get(), job_stdout.get(), job_stderr.get()});
     }
     std::vector<agent::Fd> mounts;
-    std::vector<int> fds = {job_stdin.get(), job_stdout.get(), job_stderr.get(), job_report.get()};
     for (size_t i = 0; i + 2 < start.binds.size(); i += 3) {
       mounts.push_back(CloneMount(start.binds[i], start.binds[i + 2] == "rw"));
       if (!mounts.back().valid())
@@ -75,9 +78,10 @@ class FunctionLauncher final : public agent::Launcher {
     agent::Start job = start;
     job.env = env;
     if (!SendJob(link_.get(), job, files, fds)) return Refuse(why, "the prepared sandbox is gone");
+    if (start.on_terminal() && !TakeTerminal(command, why)) return false;
     for (const agent::Fd* fd :
          {&command->stdin_fd, &command->stdout_fd, &command->stderr_fd, &command->report}) {
-      agent::SetNonBlocking(*fd);
+      if (fd->valid()) agent::SetNonBlocking(*fd);
     }
     command->keeper = inner_;
     return true;
@@ -87,22 +91,8 @@ class FunctionLauncher final : public agent::Launcher {
   void CommandEnded(pid_t inner) override { kill(inner, SIGKILL); }
 
   pid_t LeaderPid(pid_t reported) override {
-    char byte = 0;
-    iovec piece{&byte, 1};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(ucred))];
-    msghdr message{};
-    message.msg_iov = &piece;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof(control);
-    pollfd readable{link_.get(), POLLIN, 0};
-    if (poll(&readable, 1, kLeaderMs) != 1 || recvmsg(link_.get(), &message, MSG_DONTWAIT) != 1)
-      return 0;
-    const cmsghdr* header = CMSG_FIRSTHDR(&message);
-    if (byte != kInnerLeader || header == nullptr || header->cmsg_type != SCM_CREDENTIALS) return 0;
-    ucred sender{};
-    memcpy(&sender, CMSG_DATA(header), sizeof(sender));
-    return sender.pid;
+    const Greeting greeting = ReceiveGreeting();
+    return greeting.byte == kInnerLeader ? greeting.sender : 0;
   }
 
   void Judge(const agent::Start& start, agent::End* end) override {
@@ -131,6 +121,53 @@ class FunctionLauncher final : public agent::Launcher {
  private:
   static bool Refuse(std::string* why, std::string what) {
     *why = std::move(what);
+    return false;
+  }
+
+  struct Greeting {
+    char byte = 0;  // 0: none came
+    pid_t sender = 0;
+    agent::Fd sent;
+  };
+  Greeting ReceiveGreeting() {
+    Greeting greeting;
+    iovec piece{&greeting.byte, 1};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(sizeof(int))];
+    msghdr message{};
+    message.msg_iov = &piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    pollfd readable{link_.get(), POLLIN, 0};
+    if (poll(&readable, 1, kLeaderMs) != 1 ||
+        recvmsg(link_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) != 1) {
+      return {};
+    }
+    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+         header = CMSG_NXTHDR(&message, header)) {
+      ucred sender{};
+      int fd = -1;
+      if (header->cmsg_type == SCM_CREDENTIALS) {
+        memcpy(&sender, CMSG_DATA(header), sizeof(sender));
+        greeting.sender = sender.pid;
+      } else if (header->cmsg_type == SCM_RIGHTS) {
+        memcpy(&fd, CMSG_DATA(header), sizeof(fd));
+        greeting.sent.Reset(fd);
+      }
+    }
+    return greeting;
+  }
+
+  // The terminal that the inside made for its job; nothing of the job has run yet.
+  bool TakeTerminal(agent::SpawnedCommand* command, std::string* why) {
+    Greeting greeting = ReceiveGreeting();
+    if (greeting.byte == kInnerTerminal && greeting.sent.valid())
+      return agent::TakeMaster(std::move(greeting.sent), command, why);
+    char text[kSetupTextMax];
+    const ssize_t count = recv(link_.get(), text, sizeof(text), MSG_DONTWAIT);
+    *why = "the prepared sandbox made no terminal";
+    if (greeting.byte != 0 && count > 0)
+      *why = greeting.byte + std::string(text, static_cast<size_t>(count));
     return false;
   }
 

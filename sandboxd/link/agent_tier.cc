@@ -91,6 +91,13 @@ absl::Status AgentTier::Remove(const SandboxRef& sandbox, const std::string& pat
   return RemoveRemotePath(target);
 }
 
+absl::StatusOr<std::unique_ptr<FileWatch>> AgentTier::Watch(const SandboxRef& sandbox,
+                                                            const std::string& path,
+                                                            bool recursive) {
+  ASSIGN_OR_RETURN(const RemotePath directory, At(sandbox, path));
+  return WatchRemoteDir(directory, recursive);
+}
+
 absl::Status AgentTier::Ping(const std::string& placement) const {
   return AgentRequest(RunDir(placement), agent::RawFrame(agent::FrameType::kPing, ""), kPingMs);
 }

@@ -44,6 +44,9 @@ class AgentTier : public Substrate {
   absl::Status Move(const SandboxRef& sandbox, const std::string& from,
                     const std::string& to) override;
   absl::Status Remove(const SandboxRef& sandbox, const std::string& path) override;
+  absl::StatusOr<std::unique_ptr<FileWatch>> Watch(const SandboxRef& sandbox,
+                                                   const std::string& path,
+                                                   bool recursive) override;
 
  protected:
   // `noun`: what a sandbox is here ("container"), for messages.

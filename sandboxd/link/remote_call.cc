@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <set>
 #include <utility>
 
@@ -19,6 +20,8 @@ namespace {
 constexpr int kEventsMax = 64;
 constexpr int kFramesARound = 64;  // of one call before the others have their turn
 constexpr uint64_t kWakeId = 0;
+constexpr uint32_t kTerminalRows = 24, kTerminalColumns = 80;
+constexpr char kTerminalType[] = "xterm-256color";
 
 sandbox::Outcome OutcomeOf(agent::EndKind kind) {
   switch (kind) {
@@ -104,6 +107,19 @@ agent::Start ToStart(const sandbox::ExecuteRequest& request) {
     start.env.push_back(fmt::format("{}={}", variable.name(), variable.value()));
   }
   start.env.push_back(fmt::format("REPRISE_CALL_ID={}", request.call_id()));
+  if (request.has_pty()) {
+    const sandbox::Pty& pty = request.pty();
+    start.pty_rows = static_cast<uint16_t>(pty.rows() == 0 ? kTerminalRows : pty.rows());
+    start.pty_columns =
+        static_cast<uint16_t>(pty.columns() == 0 ? kTerminalColumns : pty.columns());
+    const bool has_term =
+        std::any_of(request.env().begin(), request.env().end(),
+                    [](const sandbox::EnvVar& variable) { return variable.name() == "TERM"; });
+    if (!pty.term().empty() || !has_term) {
+      start.env.push_back(
+          fmt::format("TERM={}", pty.term().empty() ? kTerminalType : pty.term().c_str()));
+    }
+  }
   start.working_dir = request.working_dir();
   start.user = request.user();
   start.stdin_open = request.stdin_open();
@@ -240,6 +256,12 @@ class RemoteCallLoop::Handle final : public RunningCall {
     return absl::OkStatus();
   }
   absl::Status Signal(int signal) override { return Control(signal, /*cancel=*/false); }
+  absl::Status Resize(uint32_t rows, uint32_t columns) override {
+    return AgentRequest(remote_->run_dir(),
+                        agent::Frame(agent::FrameType::kResize,
+                                     agent::Resize{remote_->call_id(), static_cast<uint16_t>(rows),
+                                                   static_cast<uint16_t>(columns)}));
+  }
   absl::Status Cancel() override { return Control(0, /*cancel=*/true); }
 
   void Acknowledge(sandbox::Stream stream, uint64_t upto) override {

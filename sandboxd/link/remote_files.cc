@@ -1,6 +1,7 @@
 #include "sandboxd/link/remote_files.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "base/status_macros.h"
@@ -13,6 +14,7 @@ namespace {
 using agent::FrameType;
 
 constexpr uint32_t kDefaultMode = 0644;
+constexpr size_t kWatchPathBytesMax = 64 << 10;  // of one event; deep trees exceed PATH_MAX
 
 absl::Status BrokenProtocol() {
   return absl::DataLossError("the agent of the sandbox broke the protocol");
@@ -39,6 +41,34 @@ absl::Status ReceiveAll(AgentConnection& connection, FrameType wanted,
     RETURN_IF_ERROR(each(received.payload));
   }
 }
+
+// The connection is the watch: closing it ends the process that watches.
+class RemoteWatch final : public FileWatch {
+ public:
+  explicit RemoteWatch(AgentConnection connection) : connection_(std::move(connection)) {}
+
+  int fd() const override { return connection_.fd(); }
+  absl::StatusOr<std::optional<sandbox::WatchEvent>> TryNext() override {
+    ASSIGN_OR_RETURN(const std::optional<AgentConnection::Received> received,
+                     connection_.TryReceive());
+    if (!received.has_value()) return std::nullopt;
+    if (received->type == FrameType::kOk)
+      return absl::NotFoundError("the watched directory is gone");
+    agent::WatchEvent event;
+    if (received->type != FrameType::kWatchEvent || !agent::Decode(received->payload, &event) ||
+        event.kind <= sandbox::WATCH_EVENT_KIND_STARTED || event.path.size() > kWatchPathBytesMax ||
+        !sandbox::WatchEventKind_IsValid(event.kind)) {
+      return BrokenProtocol();
+    }
+    sandbox::WatchEvent out;
+    out.set_kind(static_cast<sandbox::WatchEventKind>(event.kind));
+    out.set_path(std::move(event.path));
+    return out;
+  }
+
+ private:
+  AgentConnection connection_;
+};
 
 }  // namespace
 
@@ -109,6 +139,22 @@ absl::StatusOr<std::vector<sandbox::FileInfo>> ListRemoteDir(const RemotePath& d
   std::sort(entries.begin(), entries.end(),
             [](const auto& a, const auto& b) { return a.name() < b.name(); });
   return entries;
+}
+
+absl::StatusOr<std::unique_ptr<FileWatch>> WatchRemoteDir(const RemotePath& directory,
+                                                          bool recursive) {
+  const agent::WatchRequest request{directory.path, directory.user,
+                                    static_cast<uint8_t>(recursive)};
+  ASSIGN_OR_RETURN(AgentConnection connection,
+                   Request(directory.run_dir, agent::Frame(FrameType::kWatch, request)));
+  ASSIGN_OR_RETURN(const AgentConnection::Received first, connection.Receive());
+  if (first.type == FrameType::kError) return AgentError(first.payload);
+  agent::WatchEvent started;
+  if (first.type != FrameType::kWatchEvent || !agent::Decode(first.payload, &started) ||
+      started.kind != static_cast<uint8_t>(agent::WatchKind::kStarted)) {
+    return BrokenProtocol();
+  }
+  return std::make_unique<RemoteWatch>(std::move(connection));
 }
 
 absl::Status MakeRemoteDir(const RemotePath& directory) {

@@ -5,17 +5,16 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "reprise/sandbox/v1/sandbox.pb.h"
+#include "sandboxd/substrate.h"
 
 namespace reprise::sandboxd {
-
-namespace sandbox = ::reprise::sandbox::v1;
 
 // Whose file, and as whom: `run_dir` holds the agent's socket, user "" is the sandbox's default.
 struct RemotePath {
@@ -39,6 +38,9 @@ absl::StatusOr<std::vector<sandbox::FileInfo>> ListRemoteDir(
     const RemotePath& directory);  // ordered by name
 absl::Status MakeRemoteDir(const RemotePath& directory);
 absl::Status RemoveRemotePath(const RemotePath& path);
+// In force when it returns.
+absl::StatusOr<std::unique_ptr<FileWatch>> WatchRemoteDir(const RemotePath& directory,
+                                                          bool recursive);
 absl::Status MoveRemotePath(const RemotePath& from, const std::string& to);
 
 }  // namespace reprise::sandboxd

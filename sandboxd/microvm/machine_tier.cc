@@ -126,7 +126,8 @@ sandbox::TierInfo MachineTier::Describe() {
   info.set_tier(kind_.tier);
   *info.mutable_default_limits() = DefaultLimits();
   for (const char* const verb :
-       {"create", "execute", "stdin", "signal", "stop", "files", "pause", "resume", "images"}) {
+       {"create", "execute", "stdin", "pty", "signal", "stop", "files", "watch", "pause", "resume",
+        "images"}) {
     (*info.mutable_verbs())[verb] = "yes";
   }
   absl::Status usable = Usable();

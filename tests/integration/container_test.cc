@@ -72,6 +72,17 @@ TEST_F(ContainerTest, ShowsNothingOfTheHost) {
   EXPECT_EQ(Run(box, "echo fine").out, "fine\n") << "one of the attempts broke the sandbox";
 }
 
+TEST_F(ContainerTest, ProgramsCannotTypeIntoTheirTerminal) {
+  const TestSandbox box = Create();
+  sandbox::ExecuteRequest request = Shell(box, "./typist");
+  sandbox::InputFile* file = request.add_files();
+  file->set_path("typist");
+  file->set_content(base::ReadFile(std::string(REPRISE_BIN_DIR) + "/../tests/typist").value_or(""));
+  file->set_mode(0755);
+  request.mutable_pty();
+  EXPECT_EQ(Run(box, request).out, "typed 0\r\n");
+}
+
 TEST_F(ContainerTest, BindsHostDirectories) {
   const std::string shared = scratch_.path() + "/shared";
   ASSERT_TRUE(base::MakeDirs(shared, 0755).ok());

@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -280,6 +281,113 @@ TYPED_TEST_P(TierCases, ServesFiles) {
   EXPECT_EQ(this->Run(box, "echo fine").out, "fine\n");
 }
 
+TYPED_TEST_P(TierCases, WatchesADirectoryAndWhatIsBelowIt) {
+  const TestSandbox box = this->Create();
+  this->Run(box, "mkdir -p /work/d/old; touch /work/d/old/file");
+  absl::StatusOr<std::unique_ptr<FileWatch>> flat =
+      this->tier_->Watch(box.ref(), "/work/d", /*recursive=*/false);
+  absl::StatusOr<std::unique_ptr<FileWatch>> deep =
+      this->tier_->Watch(box.ref(), "/work/d", /*recursive=*/true);
+  ASSERT_TRUE(flat.ok() && deep.ok()) << flat.status() << deep.status();
+  EXPECT_TRUE(absl::IsNotFound(this->tier_->Watch(box.ref(), "/work/none", false).status()));
+  EXPECT_FALSE(this->tier_->Watch(box.ref(), "/etc/passwd", false).ok());
+  this->Run(box,
+            "cd /work/d; echo a > new; chmod 600 new; mv new moved; rm moved; echo b >> old/file; "
+            "mkdir made; mv made old/made; : > old/made/inside; rm old/file; rm -r /work/d");
+  // Up to the error that ends a watch; the same event again is left out.
+  auto events = [](FileWatch& watch) {
+    std::vector<std::string> seen;
+    while (true) {
+      absl::StatusOr<std::optional<sandbox::WatchEvent>> event = watch.TryNext();
+      if (!event.ok()) {
+        EXPECT_TRUE(absl::IsNotFound(event.status())) << event.status();
+        return seen;
+      }
+      pollfd ready{watch.fd(), POLLIN, 0};
+      if (!event->has_value() && poll(&ready, 1, 60'000) != 1) return seen;
+      if (!event->has_value()) continue;
+      const std::string name = sandbox::WatchEventKind_Name((*event)->kind());
+      std::string line = name.substr(name.rfind('_') + 1) + " " + (*event)->path();
+      if (seen.empty() || seen.back() != line) seen.push_back(std::move(line));
+    }
+  };
+  EXPECT_THAT(events(**flat),
+              ::testing::ElementsAre("CREATED new", "WRITTEN new", "CHMOD new", "RENAMED new",
+                                     "CREATED moved", "REMOVED moved", "CREATED made",
+                                     "RENAMED made", "REMOVED old", "REMOVED "));
+  EXPECT_THAT(events(**deep),
+              ::testing::ElementsAre(
+                  "CREATED new", "WRITTEN new", "CHMOD new", "RENAMED new", "CREATED moved",
+                  "REMOVED moved", "WRITTEN old/file", "CREATED made", "RENAMED made",
+                  "CREATED old/made", "CREATED old/made/inside", "REMOVED old/file",
+                  "REMOVED old/made/inside", "REMOVED old/made", "REMOVED old", "REMOVED "));
+}
+
+TYPED_TEST_P(TierCases, RunsOnATerminal) {
+  const TestSandbox box = this->Create();
+  sandbox::ExecuteRequest request = this->Shell(
+      box,
+      "tty; echo $TERM; stty size; echo oops >&2; trap 'stty size; exit 4' WINCH; echo u\"p\"; "
+      "while :; do sleep 0.1; done");
+  request.set_stdin_open(true);
+  request.mutable_pty()->set_rows(30);
+  request.mutable_pty()->set_columns(100);
+  request.mutable_pty()->set_term("vt100");
+  typename TestFixture::Running running = this->Start(box, request);
+  ASSERT_NE(running.call, nullptr);
+  running.recording->AcknowledgeTo(running.call.get());
+  ASSERT_TRUE(running.recording->WaitForText("up\r\n")) << running.recording->out();
+  ASSERT_TRUE(running.call->Resize(41, 121).ok());
+  const sandbox::Result result = running.recording->WaitForEnd();
+  EXPECT_EQ(result.exit_code(), 4) << result.ShortDebugString();
+  EXPECT_THAT(
+      running.recording->out(),
+      ::testing::MatchesRegex("/dev/pts/[0-9]+\r\nvt100\r\n30 100\r\noops\r\nup\r\n41 121\r\n"));
+  EXPECT_EQ(running.recording->err(), "") << "a terminal has one stream";
+  EXPECT_FALSE(running.call->Resize(24, 80).ok()) << "it has ended";
+  running.recording->AcknowledgeTo(nullptr);
+  running.call->Release();
+  EXPECT_NE(this->Run(box, "tty").result.exit_code(), 0) << "pipes are no terminal";
+}
+
+TYPED_TEST_P(TierCases, InterruptsTheForegroundOfATerminalAndHangsItUp) {
+  const TestSandbox box = this->Create();
+  sandbox::ExecuteRequest request = this->Shell(box, "");
+  request.clear_argv();
+  request.add_argv("sh");
+  request.set_stdin_open(true);
+  request.mutable_pty();
+  typename TestFixture::Running running = this->Start(box, request);
+  ASSERT_NE(running.call, nullptr);
+  running.recording->AcknowledgeTo(running.call.get());
+  auto type = [&](std::string_view keys) {
+    EXPECT_TRUE(running.call->WriteStdin(keys, false).ok());
+  };
+  type("sh -c 'echo u\"p\"; exec sleep 1000'\n");
+  ASSERT_TRUE(running.recording->WaitForText("up\r\n")) << running.recording->out();
+  type("\x03");
+  type("echo code $?\n");
+  EXPECT_TRUE(running.recording->WaitForText("code 130\r\n")) << running.recording->out();
+  type("sleep 1001 & echo sle\"eps\"\n");
+  EXPECT_TRUE(running.recording->WaitForText("sleeps\r\n")) << running.recording->out();
+  ASSERT_TRUE(running.call->WriteStdin("exit 9\n", true).ok());
+  EXPECT_EQ(running.recording->WaitForEnd().exit_code(), 9) << running.recording->out();
+  running.recording->AcknowledgeTo(nullptr);
+  running.call->Release();
+
+  // Input that was given at once ends by itself, also in the middle of a line.
+  request = this->Shell(box, "cat; echo \"and $?\"");
+  request.set_stdin("one\ntwo");
+  request.mutable_pty();
+  const typename TestFixture::Done done = this->Run(box, request);
+  EXPECT_EQ(done.result.outcome(), sandbox::OUTCOME_EXITED) << done.result.ShortDebugString();
+  EXPECT_THAT(done.out, ::testing::EndsWith("twoand 0\r\n"));
+  // All that was written before the end is there, however much.
+  request = this->Shell(box, "seq 1 20000");
+  request.mutable_pty();
+  EXPECT_THAT(this->Run(box, request).out, ::testing::EndsWith("\r\n20000\r\n"));
+}
+
 TYPED_TEST_P(TierCases, CallsOutliveTheTier) {
   const TestSandbox box = this->Create();
   sandbox::ExecuteRequest request =
@@ -298,10 +406,16 @@ TYPED_TEST_P(TierCases, CallsOutliveTheTier) {
   sandbox::ExecuteRequest forgotten = this->Shell(box, "echo up; sleep 1000");
   typename TestFixture::Running third = this->Start(box, forgotten);
   EXPECT_TRUE(third.recording->WaitForText("up\n"));
+  sandbox::ExecuteRequest on_terminal = this->Shell(box, "echo before; read line; stty size");
+  on_terminal.set_stdin_open(true);
+  on_terminal.mutable_pty();
+  typename TestFixture::Running fourth = this->Start(box, on_terminal);
+  EXPECT_TRUE(fourth.recording->WaitForText("before\r\n"));
   // The daemon dies: it took the first word, and nothing of it was acknowledged.
   first.call.reset();
   second.call.reset();
   third.call.reset();
+  fourth.call.reset();
   EXPECT_EQ(first.recording->ends, 0);
 
   this->Restart();
@@ -314,9 +428,10 @@ TYPED_TEST_P(TierCases, CallsOutliveTheTier) {
     running->call = std::move(attachment.call);
     return attachment.state;
   };
-  typename TestFixture::Running again, ended, unknown;
+  typename TestFixture::Running again, ended, terminal, unknown;
   ASSERT_EQ(attach(request.call_id(), {7, 0}, &again), AttachState::kAttached);
   ASSERT_EQ(attach(quiet_id, {0, 0}, &ended), AttachState::kAttached);
+  ASSERT_EQ(attach(on_terminal.call_id(), {8, 0}, &terminal), AttachState::kAttached);
   EXPECT_EQ(attach("call/never-started", {0, 0}, &unknown), AttachState::kNeverStarted);
   this->tier_->RecoveryDone();
   // Nobody asked for the third call: it is gone, and its processes with it.
@@ -331,9 +446,16 @@ TYPED_TEST_P(TierCases, CallsOutliveTheTier) {
   EXPECT_EQ(result.outcome(), sandbox::OUTCOME_EXITED);
   EXPECT_EQ(result.exit_code(), 5);
   EXPECT_EQ(again.recording->out(), "after word\nrun\n") << "it ran once, and goes on where it was";
+  terminal.recording->AcknowledgeTo(terminal.call.get());
+  ASSERT_TRUE(terminal.call->Resize(33, 77).ok());
+  ASSERT_TRUE(terminal.call->WriteStdin("go\n", false).ok());
+  EXPECT_EQ(terminal.recording->WaitForEnd().exit_code(), 0);
+  EXPECT_EQ(terminal.recording->out(), "go\r\n33 77\r\n");
   again.recording->AcknowledgeTo(nullptr);
   ended.recording->AcknowledgeTo(nullptr);
+  terminal.recording->AcknowledgeTo(nullptr);
   again.call->Release();
+  terminal.call->Release();
 }
 
 REGISTER_TYPED_TEST_SUITE_P(TierCases, RunsACommandAndTellsItsExitCode,
@@ -344,6 +466,8 @@ REGISTER_TYPED_TEST_SUITE_P(TierCases, RunsACommandAndTellsItsExitCode,
                             EndsAMemoryEaterWithItsOwnOutcome, EndsAFloodOfOutput,
                             HoldsOutputThatIsNotAcknowledgedAndLosesNone, BoundsAForkBomb,
                             HasNoNetwork, KeepsStateBetweenCallsAndSandboxesApart,
-                            LaysInputFilesBesideTheCommand, ServesFiles, CallsOutliveTheTier);
+                            LaysInputFilesBesideTheCommand, ServesFiles,
+                            WatchesADirectoryAndWhatIsBelowIt, RunsOnATerminal,
+                            InterruptsTheForegroundOfATerminalAndHangsItUp, CallsOutliveTheTier);
 
 }  // namespace reprise::sandboxd

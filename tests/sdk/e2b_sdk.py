@@ -1,8 +1,9 @@
 """E2B's Python SDK, unmodified: only its environment variables point here."""
 
+import asyncio
 import os
 import sys
-import threading
+import time
 
 from harness import Checks, served
 
@@ -11,8 +12,18 @@ def equal(a, b):
     assert a == b, f"{a!r} is not {b!r}"
 
 
+# Reads what a terminal shows until `text` is there; `events` goes on where it was.
+def until(events, shown, text):
+    for _, _, data in events:
+        if data:
+            shown.append(data)
+        if text in b"".join(shown):
+            return
+    raise AssertionError(f"{text} was not shown: {shown}")
+
+
 def commands(check, box, tier):
-    from e2b import CommandExitException, TimeoutException
+    from e2b import CommandExitException, PtySize, TimeoutException
     def run():
         lines = []
         done = box.commands.run("echo out; echo err >&2; echo $A", envs={"A": "1"}, on_stdout=lines.append)
@@ -53,12 +64,27 @@ def commands(check, box, tier):
             equal(handle.wait().stdout, "typed")
         except CommandExitException as error:
             equal(error.stdout, "typed")
-    for work in (run, fails, times_out, background, stdin):
+    def terminal():
+        shown = []
+        pty = box.pty.create(PtySize(rows=30, cols=100), timeout=60, envs={"PS1": "$ "})
+        events = iter(pty)
+        box.pty.send_stdin(pty.pid, b"stty size\n")
+        until(events, shown, b"30 100")
+        box.pty.resize(pty.pid, PtySize(rows=40, cols=120))
+        box.pty.send_stdin(pty.pid, b"stty size\n")
+        until(events, shown, b"40 120")
+        if hasattr(box.pty, "connect"):
+            pty.disconnect()
+            pty = box.pty.connect(pty.pid)
+            until(iter(pty), [], b"40 120")
+        assert box.pty.kill(pty.pid)
+        assert not box.pty.kill(pty.pid)
+    for work in (run, fails, times_out, background, stdin, terminal):
         check(f"{tier}: commands, {work.__name__}", work)
 
 
 def files(check, box):
-    from e2b import FileType
+    from e2b import FilesystemEventType, FileType
     def write_read():
         box.files.write("a.txt", "hello")
         equal(box.files.read("a.txt"), "hello")
@@ -89,7 +115,35 @@ def files(check, box):
         import urllib.request
         box.files.write("/tmp/signed", "by url")
         equal(urllib.request.urlopen(box.download_url("/tmp/signed")).read(), b"by url")
-    for work in (write_read, many, directories, missing, signed_url):
+    def watch_polled():
+        box.files.make_dir("/tmp/watched/sub")
+        handle = box.files.watch_dir("/tmp/watched", recursive=True)
+        box.files.write("/tmp/watched/sub/f", "1")
+        box.files.remove("/tmp/watched/sub/f")
+        seen = []
+        deadline = time.monotonic() + 60
+        while ("sub/f", FilesystemEventType.REMOVE) not in seen and time.monotonic() < deadline:
+            seen += [(event.name, event.type) for event in handle.get_new_events()]
+        kinds = [FilesystemEventType.CREATE, FilesystemEventType.WRITE, FilesystemEventType.REMOVE]
+        equal([event for event in seen if event[1] in kinds], [("sub/f", kind) for kind in kinds])
+        handle.stop()
+    def watch_streamed():
+        async def run():
+            from e2b import AsyncSandbox
+            other = await AsyncSandbox.connect(box.sandbox_id)
+            seen, enough = [], asyncio.Event()
+            def take(event):
+                seen.append((event.name, event.type))
+                if seen[-1] == ("g", FilesystemEventType.REMOVE):
+                    enough.set()
+            handle = await other.files.watch_dir("/tmp/watched", on_event=take)
+            await other.files.write("/tmp/watched/g", "1")
+            await other.files.remove("/tmp/watched/g")
+            await asyncio.wait_for(enough.wait(), 60)
+            equal(seen[0], ("g", FilesystemEventType.CREATE))
+            await handle.stop()
+        asyncio.run(run())
+    for work in (write_read, many, directories, missing, signed_url, watch_polled, watch_streamed):
         check(f"container: files, {work.__name__}", work)
 
 

@@ -168,6 +168,64 @@ TEST_F(FunctionTierTest, ACommandThatCannotStartSaysWhy) {
   EXPECT_EQ(record->result().outcome(), sandbox::OUTCOME_SETUP_FAILED);
 }
 
+TEST_F(FunctionTierTest, HasATerminalOfItsOwn) {
+  auto request = ShellRequest(
+      "tty; echo \"$TERM\"; stty size; ls /dev/pts; read line; stty size </dev/tty; exit 6");
+  request.set_stdin_open(true);
+  request.mutable_pty()->set_rows(30);
+  request.mutable_pty()->set_columns(100);
+  TierCall call = Start(request);
+  const std::string first = "/dev/pts/0\r\nxterm-256color\r\n30 100\r\n0  ptmx\r\n";
+  ASSERT_TRUE(call.record->WaitOutput(first.size())) << call.record->out();
+  EXPECT_EQ(call.record->out(), first);
+  ASSERT_TRUE(call.record->call()->Resize(41, 121).ok());
+  ASSERT_TRUE(call.record->call()->WriteStdin("go\n", false).ok());
+  ASSERT_TRUE(call.record->WaitEnd());
+  EXPECT_EQ(call.record->out(), first + "go\r\n41 121\r\n");
+  EXPECT_EQ(call.record->result().exit_code(), 6) << call.record->result().message();
+  call.record->call()->Release();
+
+  // The foreground program is interrupted, the shell goes on.
+  request = ShellRequest("");
+  request.clear_argv();
+  request.add_argv("sh");
+  request.add_argv("-i");
+  request.set_stdin_open(true);
+  request.mutable_pty();
+  TierCall shell = Start(request);
+  ASSERT_TRUE(
+      shell.record->call()->WriteStdin("sh -c 'echo u\"p\"; exec sleep 1000'\n", false).ok());
+  ASSERT_TRUE(shell.record->WaitText("up\r\n")) << shell.record->out();
+  ASSERT_TRUE(shell.record->call()->WriteStdin("\x03", false).ok());
+  ASSERT_TRUE(shell.record->call()->WriteStdin("echo code $?\n", true).ok());
+  ASSERT_TRUE(shell.record->WaitEnd());
+  EXPECT_THAT(shell.record->out(), HasSubstr("code 130\r\n"));
+  EXPECT_THAT(shell.record->out(), Not(HasSubstr("job control")));
+  shell.record->call()->Release();
+
+  request = ShellRequest("seq 1 20000");
+  request.mutable_pty();
+  EXPECT_THAT(Run(request)->out(), testing::EndsWith("\r\n20000\r\n"));
+  EXPECT_THAT(Sh("tty; ls /dev/pts")->out(), HasSubstr("not a tty"));
+  TierCall pipes = Start(ShellRequest("echo on; sleep 1000"));
+  ASSERT_TRUE(pipes.record->WaitOutput(3));
+  EXPECT_TRUE(absl::IsInvalidArgument(pipes.record->call()->Resize(2, 2)));
+  EXPECT_TRUE(pipes.record->call()->Cancel().ok());
+  ASSERT_TRUE(pipes.record->WaitEnd());
+  pipes.record->call()->Release();
+}
+
+TEST_F(FunctionTierTest, ProgramsCannotTypeIntoTheirTerminal) {
+  auto request = ShellRequest("./typist");
+  auto* file = request.add_files();
+  file->set_path("typist");
+  file->set_content(base::ReadFile(std::string(REPRISE_BIN_DIR) + "/../tests/typist").value_or(""));
+  file->set_mode(0755);
+  request.mutable_pty();
+  const auto record = Run(request);
+  EXPECT_EQ(record->out(), "typed 0\r\n") << record->result().message();
+}
+
 // ---- limits
 
 TEST_F(FunctionTierTest, TimeLimitKillsWhatIgnoresSigterm) {

@@ -60,6 +60,14 @@ class CallRecord : public std::enable_shared_from_this<CallRecord> {
                      ABSL_NO_THREAD_SAFETY_ANALYSIS { return out_.size() >= bytes || ended_; };
     return mutex_.AwaitWithTimeout(absl::Condition(&there), timeout) && out_.size() >= bytes;
   }
+  bool WaitText(const std::string& text, absl::Duration timeout = absl::Seconds(60)) {
+    absl::MutexLock lock(&mutex_);
+    auto there = [this, &text]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      return out_.find(text) != std::string::npos || ended_;
+    };
+    return mutex_.AwaitWithTimeout(absl::Condition(&there), timeout) &&
+           out_.find(text) != std::string::npos;
+  }
   void set_acknowledge(bool on) { acknowledge_ = on; }
   void set_base(uint64_t base) { base_ = base; }
   RunningCall* call() { return call_.get(); }

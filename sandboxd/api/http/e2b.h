@@ -21,13 +21,14 @@ inline constexpr char kTierLabel[] = "reprise.tier";
 // answered from the journal; another command in its place is refused as a divergence.
 inline constexpr char kTrajectoryLabel[] = "reprise.trajectory";
 // The newest envd whose promises are kept here: standard input, octet-stream uploads; from 0.6.2 on
-// it has file metadata and richer watches, which no tier has.
+// it has file metadata and events with entries, which no tier has.
 inline constexpr char kEnvdVersion[] = "0.5.7";
 
 // All outlive the server.
 void AddControlRoutes(const Surface& surface, LeaseTable* leases, Router* router);
 void AddProcessRoutes(const Surface& surface, LeaseTable* leases, Router* router);
 void AddFilesystemRoutes(const Surface& surface, Router* router);
+void AddWatchRoutes(const Surface& surface, Router* router);
 void AddFilesRoutes(const Surface& surface, Router* router);
 
 // What LeaseTable calls when a sandbox has come to its end.

@@ -1,4 +1,4 @@
-// envd's filesystem service. Watches are refused: no tier has them.
+// envd's filesystem service, without its watches (e2b_watch.cc).
 #include <sys/stat.h>
 
 #include <memory>
@@ -150,17 +150,6 @@ void AddFilesystemRoutes(const Surface& surface, Router* router) {
                                                                      &Filesystem::Remove));
   add("ListDir", UnaryVerb<envd::ListDirRequest, envd::ListDirResponse>(surface, filesystem,
                                                                         &Filesystem::ListDir));
-  for (const char* verb : {"WatchDir", "CreateWatcher", "GetWatcherEvents", "RemoveWatcher"}) {
-    add(verb, [](RequestPtr request, Respond respond) {
-      const absl::Status status = absl::UnimplementedError("no tier can watch files");
-      const absl::StatusOr<Codec> codec = CodecOf(request->header("content-type"));
-      if (!codec.ok() || !codec->streaming) return respond(ConnectError(status));
-      Response response;
-      response.content_type = codec->content_type();
-      response.body = EndFrame(status);
-      respond(std::move(response));
-    });
-  }
 }
 
 }  // namespace reprise::sandboxd::http

@@ -27,8 +27,6 @@ namespace envd = ::reprise::envd::v1;
 constexpr size_t kBodyMax = 8u << 20;
 // Numbers from here on are made of a request's idempotency key, smaller ones are counted.
 constexpr uint32_t kKeyedPid = 1u << 30;
-constexpr absl::Duration kKeepAliveDefault = absl::Seconds(50);
-constexpr absl::Duration kKeepAliveMin = absl::Seconds(1);
 
 // The numbers of the processes of every sandbox that was asked for since this daemon began.
 class ProcessTable {
@@ -119,9 +117,6 @@ class Processes {
                std::string_view text) -> absl::StatusOr<Opened> {
              envd::StartRequest start;
              RETURN_IF_ERROR(Decode(codec, text, &start));
-             if (start.has_pty())
-               return absl::UnimplementedError(
-                   "pty: no tier has terminals; start the program without");
              sandbox::ExecuteRequest call = CallOf(*request, id, start);
              std::string_view key = request->header("idempotency-key");
              if (key.empty()) key = request->header("x-request-id");
@@ -133,7 +128,7 @@ class Processes {
              }
              if (start.has_tag() && !start.tag().empty()) table_.SetTag(id, start.tag(), pid);
              call.set_call_id(table_.CallId(id, pid));
-             return Opened{pid, surface_.calls->Execute(std::move(call))};
+             return Opened{{pid, start.has_pty()}, surface_.calls->Execute(std::move(call))};
            });
   }
 
@@ -144,19 +139,30 @@ class Processes {
              envd::ConnectRequest connect;
              RETURN_IF_ERROR(Decode(codec, text, &connect));
              ASSIGN_OR_RETURN(const uint32_t pid, table_.Find(id, connect.process()));
-             return Opened{pid, surface_.calls->Attach(table_.CallId(id, pid))};
+             const std::string call_id = table_.CallId(id, pid);
+             ASSIGN_OR_RETURN(const sandbox::ExecuteRequest call,
+                              surface_.calls->RequestOf(call_id));
+             return Opened{{pid, call.has_pty()}, surface_.calls->Attach(call_id)};
            });
   }
 
   absl::Status SendInput(const std::string& id, const envd::SendInputRequest& request,
                          envd::SendInputResponse*) {
-    if (request.input().has_pty())
-      return absl::UnimplementedError("pty: no tier has terminals; send stdin");
     sandbox::WriteStdinRequest write;
     ASSIGN_OR_RETURN(const uint32_t pid, table_.Find(id, request.process()));
     write.set_call_id(table_.CallId(id, pid));
-    write.set_data(request.input().stdin());
+    write.set_data(request.input().has_pty() ? request.input().pty() : request.input().stdin());
     return Known(surface_.calls->WriteStdin(write));
+  }
+  absl::Status Update(const std::string& id, const envd::UpdateRequest& request,
+                      envd::UpdateResponse*) {
+    if (!request.pty().has_size()) return absl::OkStatus();
+    sandbox::ResizeRequest resize;
+    ASSIGN_OR_RETURN(const uint32_t pid, table_.Find(id, request.process()));
+    resize.set_call_id(table_.CallId(id, pid));
+    resize.set_rows(request.pty().size().rows());
+    resize.set_columns(request.pty().size().cols());
+    return Known(surface_.calls->Resize(resize));
   }
   absl::Status CloseStdin(const std::string& id, const envd::CloseStdinRequest& request,
                           envd::CloseStdinResponse*) {
@@ -190,7 +196,7 @@ class Processes {
 
  private:
   struct Opened {
-    uint32_t pid = 0;
+    ShownProcess process;
     std::shared_ptr<CallStream> stream;
   };
 
@@ -199,10 +205,7 @@ class Processes {
   template <typename Open>
   void Stream(const Request& request, const Respond& respond, Open open) {
     const absl::StatusOr<Codec> codec = CodecOf(request.header("content-type"));
-    if (!codec.ok() || !codec->streaming) {
-      return respond(
-          ErrorResponse(415, "send application/connect+json or application/connect+proto"));
-    }
+    if (!codec.ok() || !codec->streaming) return respond(NoStream());
     const std::string id = SandboxIdOf(request);
     std::optional<Response> gone = CheckUsable(surface_, id);
     if (gone.has_value() && leases_->Get(id).value_or(LeaseTable::Lease()).trajectory().empty())
@@ -213,18 +216,8 @@ class Processes {
     } else {
       opened = text.status();
     }
-    if (!opened.ok()) {
-      Response response;
-      response.content_type = codec->content_type();
-      response.body = EndFrame(opened.status());
-      return respond(std::move(response));
-    }
-    absl::Duration keepalive = kKeepAliveDefault;
-    int64_t seconds = 0;
-    const std::string_view asked = request.header("keepalive-ping-interval");
-    if (absl::SimpleAtoi(absl::string_view(asked.data(), asked.size()), &seconds) && seconds > 0)
-      keepalive = std::max(kKeepAliveMin, std::min(absl::Seconds(seconds), absl::Hours(1)));
-    RespondWithProcess(std::move(opened->stream), *codec, opened->pid, keepalive,
+    if (!opened.ok()) return respond(StreamError(*codec, opened.status()));
+    RespondWithProcess(std::move(opened->stream), *codec, opened->process, KeepAliveOf(request),
                        [respond, gone](Response response) {
                          respond(response.stream == nullptr && gone.has_value() ? *gone : response);
                        });
@@ -254,7 +247,11 @@ class Processes {
       variable->set_value(value);
     }
     call.set_working_dir(start.process().cwd());
-    call.set_stdin_open(start.has_stdin() ? start.stdin() : true);
+    if (start.has_pty()) {
+      call.mutable_pty()->set_rows(start.pty().size().rows());
+      call.mutable_pty()->set_columns(start.pty().size().cols());
+    }
+    call.set_stdin_open(start.has_pty() || !start.has_stdin() || start.stdin());
     // A program that waits for input costs no time of the processor; the limit is on the clock.
     call.mutable_limits()->set_timeout_ms(TimeoutMs(request));
     call.set_user(UserOf(request));
@@ -302,9 +299,8 @@ void AddProcessRoutes(const Surface& surface, LeaseTable* leases, Router* router
                         surface, processes, &Processes::CloseStdin));
   add("SendSignal", UnaryVerb<envd::SendSignalRequest, envd::SendSignalResponse>(
                         surface, processes, &Processes::SendSignal));
-  add("Update", [](RequestPtr, Respond respond) {
-    respond(ConnectError(absl::UnimplementedError("pty: no tier has terminals")));
-  });
+  add("Update",
+      UnaryVerb<envd::UpdateRequest, envd::UpdateResponse>(surface, processes, &Processes::Update));
 }
 
 }  // namespace reprise::sandboxd::http

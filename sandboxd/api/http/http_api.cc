@@ -20,9 +20,10 @@ namespace {
 
 class HttpApiImpl final : public HttpApi {
  public:
-  HttpApiImpl(const HttpApiOptions& options, CallManager* calls, SandboxManager* sandboxes)
+  HttpApiImpl(const HttpApiOptions& options, CallManager* calls, SandboxManager* sandboxes,
+              WatchManager* watches)
       : verbs_(options.verb_threads, options.verbs_max),
-        surface_{calls, sandboxes, &verbs_, &access_} {}
+        surface_{calls, sandboxes, watches, &verbs_, &access_} {}
   ~HttpApiImpl() override { Shutdown(); }
 
   absl::Status Open(const HttpApiOptions& options) {
@@ -31,17 +32,18 @@ class HttpApiImpl final : public HttpApi {
           fmt::format("--http {} is a TCP address: give --token-file", options.listen));
     }
     ASSIGN_OR_RETURN(authorizer_, Authorizer::FromFile(options.token_file));
-    Router router;
-    AddRunCodeRoutes(surface_, &router);
     storage::StoreOptions store;
     store.path = options.state_dir;
     store.families = {kLeaseFamily};
     store.durability = options.durability;
     ASSIGN_OR_RETURN(store_, storage::Store::Open(store));
     ASSIGN_OR_RETURN(leases_, LeaseTable::Open(store_.get(), /*family=*/0));
+    Router router;
+    AddRunCodeRoutes(surface_, &router);
     AddControlRoutes(surface_, leases_.get(), &router);
     AddProcessRoutes(surface_, leases_.get(), &router);
     AddFilesystemRoutes(surface_, &router);
+    AddWatchRoutes(surface_, &router);
     AddFilesRoutes(surface_, &router);
     AddSwerexRoutes(surface_, &router);
     ::reprise::http::ServerOptions server;
@@ -78,8 +80,9 @@ class HttpApiImpl final : public HttpApi {
 
 absl::StatusOr<std::unique_ptr<HttpApi>> HttpApi::Start(const HttpApiOptions& options,
                                                         CallManager* calls,
-                                                        SandboxManager* sandboxes) {
-  auto api = std::make_unique<HttpApiImpl>(options, calls, sandboxes);
+                                                        SandboxManager* sandboxes,
+                                                        WatchManager* watches) {
+  auto api = std::make_unique<HttpApiImpl>(options, calls, sandboxes, watches);
   RETURN_IF_ERROR(api->Open(options));
   return api;
 }

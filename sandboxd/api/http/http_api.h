@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "sandboxd/call_manager.h"
 #include "sandboxd/sandbox_manager.h"
+#include "sandboxd/watch_manager.h"
 #include "storage/store.h"
 
 namespace reprise::sandboxd::http {
@@ -25,15 +26,16 @@ struct HttpApiOptions {
 
 class HttpApi {
  public:
-  // Serves when it returns. `calls` and `sandboxes` outlive it.
+  // Serves when it returns. The managers outlive it.
   static absl::StatusOr<std::unique_ptr<HttpApi>> Start(const HttpApiOptions& options,
                                                         CallManager* calls,
-                                                        SandboxManager* sandboxes);
+                                                        SandboxManager* sandboxes,
+                                                        WatchManager* watches);
   virtual ~HttpApi() = default;
   // "http://HOST:PORT" or "https://HOST:PORT", as bound.
   virtual const std::string& address() const = 0;
-  // Stops listening and ends what is open. REQUIRES: CallManager::Detach was called, so that no
-  // stream waits for a call. Idempotent.
+  // Stops listening and ends what is open. REQUIRES: CallManager::Detach and
+  // WatchManager::Shutdown were called, so that no stream waits for them. Idempotent.
   virtual void Shutdown() = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "sandboxd/api/http/process_stream.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <optional>
@@ -7,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "absl/strings/numbers.h"
 #include "reprise/envd/v1/process.pb.h"
 
 namespace reprise::sandboxd::http {
@@ -14,11 +16,14 @@ namespace {
 
 namespace envd = ::reprise::envd::v1;
 
+constexpr absl::Duration kKeepAliveDefault = absl::Seconds(50);
+constexpr absl::Duration kKeepAliveMin = absl::Seconds(1), kKeepAliveMax = absl::Hours(1);
+
 class ProcessSource final : public BodySource, public std::enable_shared_from_this<ProcessSource> {
  public:
-  ProcessSource(std::shared_ptr<CallStream> stream, const Codec& codec, uint32_t pid,
+  ProcessSource(std::shared_ptr<CallStream> stream, const Codec& codec, const ShownProcess& process,
                 absl::Duration keepalive)
-      : stream_(std::move(stream)), codec_(codec), pid_(pid), keepalive_(keepalive) {}
+      : stream_(std::move(stream)), codec_(codec), process_(process), keepalive_(keepalive) {}
 
   // What came before the response could begin.
   void PutFirst(CallStream::Event event) { first_ = std::move(event); }
@@ -59,10 +64,12 @@ class ProcessSource final : public BodySource, public std::enable_shared_from_th
     envd::ProcessEvent process;
     if (call.has_started()) {
       started_ = true;
-      process.mutable_start()->set_pid(pid_);
+      process.mutable_start()->set_pid(process_.pid);
     } else if (call.has_output()) {
       std::string* data = call.mutable_output()->mutable_data();
-      if (call.output().stream() == sandbox::STREAM_STDOUT) {
+      if (process_.on_terminal) {
+        process.mutable_data()->set_pty(std::move(*data));
+      } else if (call.output().stream() == sandbox::STREAM_STDOUT) {
         process.mutable_data()->set_stdout(std::move(*data));
       } else {
         process.mutable_data()->set_stderr(std::move(*data));
@@ -111,7 +118,7 @@ class ProcessSource final : public BodySource, public std::enable_shared_from_th
 
   const std::shared_ptr<CallStream> stream_;
   const Codec codec_;
-  const uint32_t pid_;
+  const ShownProcess process_;
   const absl::Duration keepalive_;
   std::optional<CallStream::Event> first_;
   bool started_ = false, ended_ = false;
@@ -119,18 +126,35 @@ class ProcessSource final : public BodySource, public std::enable_shared_from_th
 
 }  // namespace
 
-void RespondWithProcess(std::shared_ptr<CallStream> stream, const Codec& codec, uint32_t pid,
-                        absl::Duration keepalive, const Respond& respond) {
-  stream->Next([stream, codec, pid, keepalive, respond](CallStream::Event event) {
+absl::Duration KeepAliveOf(const Request& request) {
+  int64_t seconds = 0;
+  const std::string_view asked = request.header("keepalive-ping-interval");
+  if (!absl::SimpleAtoi(absl::string_view(asked.data(), asked.size()), &seconds) || seconds <= 0)
+    return kKeepAliveDefault;
+  return std::max(kKeepAliveMin, std::min(absl::Seconds(seconds), kKeepAliveMax));
+}
+
+Response StreamError(const Codec& codec, const absl::Status& status) {
+  Response response;
+  response.content_type = codec.content_type();
+  response.body = EndFrame(status);
+  return response;
+}
+
+Response NoStream() {
+  return ErrorResponse(415, "send application/connect+json or application/connect+proto");
+}
+
+void RespondWithProcess(std::shared_ptr<CallStream> stream, const Codec& codec,
+                        const ShownProcess& process, absl::Duration keepalive,
+                        const Respond& respond) {
+  stream->Next([stream, codec, process, keepalive, respond](CallStream::Event event) {
+    if (!event.ok()) return respond(StreamError(codec, event.status()));
     Response response;
     response.content_type = codec.content_type();
-    if (!event.ok()) {
-      response.body = EndFrame(event.status());
-      return respond(std::move(response));
-    }
     if (event->has_value() && (*event)->has_started() && (*event)->started().replayed())
       response.headers.push_back({"X-Reprise-Replayed", "true"});
-    auto source = std::make_shared<ProcessSource>(stream, codec, pid, keepalive);
+    auto source = std::make_shared<ProcessSource>(stream, codec, process, keepalive);
     source->PutFirst(std::move(event));
     response.stream = std::move(source);
     respond(std::move(response));

@@ -13,11 +13,25 @@
 
 namespace reprise::sandboxd::http {
 
+// A process as its stream shows it.
+struct ShownProcess {
+  uint32_t pid = 0;
+  bool on_terminal = false;  // its output is `pty` data
+};
+
 // Responds once the call has begun: start, data..., end, and the end of the stream, keep-alive
 // events in between. X-Reprise-Replayed says that the journal answers. A call that cannot begin is
 // answered with a whole body, its error in the only frame.
-void RespondWithProcess(std::shared_ptr<CallStream> stream, const Codec& codec, uint32_t pid,
-                        absl::Duration keepalive, const Respond& respond);
+void RespondWithProcess(std::shared_ptr<CallStream> stream, const Codec& codec,
+                        const ShownProcess& process, absl::Duration keepalive,
+                        const Respond& respond);
+
+// How often a stream's client wants a sign of life; the default where it does not say.
+absl::Duration KeepAliveOf(const Request& request);
+// A stream that has nothing but its end.
+Response StreamError(const Codec& codec, const absl::Status& status);
+// 415: a server stream was asked for in another form.
+Response NoStream();
 
 // A handler of `verb`: absl::Status Service::verb(sandbox id, const In&, Out*), on the verb pool.
 template <typename In, typename Out, typename Service>

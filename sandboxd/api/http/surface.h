@@ -12,6 +12,7 @@
 #include "sandboxd/api/http/names.h"
 #include "sandboxd/call_manager.h"
 #include "sandboxd/sandbox_manager.h"
+#include "sandboxd/watch_manager.h"
 #include "sandboxd/worker_pool.h"
 
 namespace reprise::sandboxd::http {
@@ -20,6 +21,7 @@ namespace reprise::sandboxd::http {
 struct Surface {
   CallManager* calls = nullptr;
   SandboxManager* sandboxes = nullptr;
+  WatchManager* watches = nullptr;
   WorkerPool* verbs = nullptr;
   const Access* access = nullptr;
 };

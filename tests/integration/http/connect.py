@@ -33,7 +33,10 @@ class Envd:
         return self.unary("filesystem.Filesystem", verb, message)
 
     def stream(self, verb, message, **headers):
-        return Stream(self, verb, message, headers)
+        return Stream(self, f"process.Process/{verb}", message, headers)
+
+    def watch(self, path, recursive=False, **headers):
+        return Stream(self, "filesystem.Filesystem/WatchDir", {"path": path, "recursive": recursive}, headers)
 
     def start(self, *argv, stdin=False, cwd=None, envs=None, tag=None, **headers):
         config = {"cmd": argv[0], "args": list(argv[1:]), "envs": envs or {}}
@@ -53,14 +56,15 @@ class Envd:
 
 
 class Stream:
-    def __init__(self, envd, verb, message, headers):
+    def __init__(self, envd, route, message, headers):
         payload = json.dumps(message).encode()
         self.connection = http.client.HTTPConnection(*envd.daemon.address, timeout=120)
-        self.connection.request("POST", f"/process.Process/{verb}", struct.pack(">BI", 0, len(payload)) + payload,
+        self.connection.request("POST", "/" + route, struct.pack(">BI", 0, len(payload)) + payload,
                                 {**envd.headers, "Content-Type": "application/connect+json", **headers})
         self.response = self.connection.getresponse()
         self.headers = {name.lower(): value for name, value in self.response.getheaders()}
-        self.out = self.err = b""
+        self.out = self.err = b""  # a terminal's output is in `out`
+        self.kinds = set()  # of data that came
         self.end = self.pid = None
 
     # The next event; None after the last.
@@ -76,11 +80,12 @@ class Stream:
             if "error" in message:
                 raise ConnectError(message["error"]["code"], message["error"]["message"])
             return None
-        event = message["event"]
+        event = message.get("event", message)  # of a process; of a watch
         if "start" in event:
-            self.pid = event["start"]["pid"]
+            self.pid = event["start"].get("pid")
         if "data" in event:
-            self.out += base64.b64decode(event["data"].get("stdout", ""))
+            self.kinds |= set(event["data"])
+            self.out += base64.b64decode(event["data"].get("stdout", event["data"].get("pty", "")))
             self.err += base64.b64decode(event["data"].get("stderr", ""))
         if "end" in event:
             self.end = event["end"]

@@ -154,6 +154,30 @@ class Lifecycle(unittest.TestCase):
                 envd.process("SendSignal", {"process": {"pid": number}, "signal": "SIGNAL_SIGKILL"})
             self.assertEqual(caught.exception.code, "not_found")
 
+    def test_a_terminal(self):
+        _, envd = self.box()
+        shell = envd.stream("Start", {"process": {"cmd": "sh", "args": ["-i"], "envs": {"TERM": "vt100", "PS1": "$ "}},
+                                      "pty": {"size": {"cols": 100, "rows": 30}}})
+        pid = shell.started()
+
+        def type_in(keys):
+            envd.process("SendInput", {"process": {"pid": pid}, "input": {"pty": base64.b64encode(keys).decode()}})
+        type_in(b"stty size; tty; echo $TERM\n")
+        shell.until(b"30 100\r\n/dev/pts/0\r\nvt100\r\n")
+        envd.process("Update", {"process": {"pid": pid}, "pty": {"size": {"cols": 120, "rows": 40}}})
+        type_in(b"stty size\n")
+        shell.until(b"40 120\r\n")
+        shell.close()
+        again = envd.stream("Connect", {"process": {"pid": pid}})
+        again.until(b"40 120\r\n")
+        type_in(b"sh -c 'echo u\"p\"; exec sleep 600'\n")
+        again.until(b"up\r\n")
+        type_in(b"\x03")
+        type_in(b"exit $?\n")
+        again.finish()
+        self.assertEqual((again.end["exitCode"], again.err), (130, b""))
+        self.assertEqual(again.kinds, {"pty"})
+
     def test_a_client_that_goes_comes_back_to_all_output(self):
         _, envd = self.box()
         first = envd.start("sh", "-c", "echo before; cat; echo after", stdin=True)
@@ -226,8 +250,15 @@ class Lifecycle(unittest.TestCase):
             self.assertEqual((reply.status, reply.body[0]), (200, 2), body)
             self.assertIn("error", json.loads(reply.body[5:]))
         with self.assertRaises(ConnectError) as caught:
-            envd.stream("Start", {"process": {"cmd": "bash"}, "pty": {"size": {"cols": 1, "rows": 1}}}).finish()
-        self.assertEqual(caught.exception.code, "unimplemented")
+            envd.stream("Start", {"process": {"cmd": "bash"}, "pty": {"size": {"cols": 1, "rows": 65536}}}).finish()
+        self.assertEqual(caught.exception.code, "invalid_argument")
+        sleeper = envd.start("sleep", "600")
+        pid = sleeper.started()
+        with self.assertRaises(ConnectError) as caught:
+            envd.process("Update", {"process": {"pid": pid}, "pty": {"size": {"cols": 9, "rows": 9}}})
+        self.assertEqual(caught.exception.code, "invalid_argument")
+        envd.process("SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
+        sleeper.finish()
         with self.assertRaises(ConnectError) as caught:
             envd.filesystem("Stat", path="/etc")
         self.assertEqual(caught.exception.code, "unimplemented")
@@ -367,6 +398,53 @@ class Containers(unittest.TestCase):
         with self.assertRaises(ConnectError) as caught:
             fs("ListDir", path="/etc/passwd")
         self.assertEqual(caught.exception.code, "invalid_argument")
+
+    def test_watches(self):
+        fs = self.envd.filesystem
+        fs("MakeDir", path="/tmp/w/sub")
+        flat = fs("CreateWatcher", path="/tmp/w")["watcherId"]
+        deep = self.envd.watch("/tmp/w", recursive=True, **{"Keepalive-Ping-Interval": "1"})
+        self.assertEqual(deep.event(), {"start": {}})
+        self.envd.run("sh", "-c", "cd /tmp/w; echo 1 > a; chmod 600 a; mv a b; echo 2 > sub/c; rm b")
+        expected = [("a", "CREATE"), ("a", "WRITE"), ("a", "CHMOD"), ("a", "RENAME"), ("b", "CREATE"),
+                    ("sub/c", "CREATE"), ("sub/c", "WRITE"), ("b", "REMOVE")]
+        seen = []
+        while seen[-1:] != expected[-1:]:
+            event = deep.event()
+            if "filesystem" in event:
+                seen.append((event["filesystem"]["name"], event["filesystem"]["type"].removeprefix("EVENT_TYPE_")))
+        self.assertEqual(seen, expected)
+        self.assertEqual(deep.event(), {"keepalive": {}})
+        deep.close()
+        polled = []
+        deadline = time.monotonic() + 60
+        while ("b", "EVENT_TYPE_REMOVE") not in polled:
+            self.assertLess(time.monotonic(), deadline)
+            polled += [(e["name"], e["type"]) for e in fs("GetWatcherEvents", watcherId=flat)["events"]]
+        self.assertEqual(polled, [(name, "EVENT_TYPE_" + kind) for name, kind in expected if "/" not in name])
+        fs("RemoveWatcher", watcherId=flat)
+        for verb, fields, code in (("GetWatcherEvents", {"watcherId": flat}, "not_found"),
+                                   ("RemoveWatcher", {"watcherId": flat}, "not_found"),
+                                   ("CreateWatcher", {"path": "/tmp/none"}, "not_found"),
+                                   ("CreateWatcher", {"path": "/etc/passwd"}, "invalid_argument")):
+            with self.assertRaises(ConnectError) as caught:
+                fs(verb, **fields)
+            self.assertEqual(caught.exception.code, code, verb)
+        gone = self.envd.watch("/tmp/w")
+        gone.event()
+        self.envd.run("rm", "-r", "/tmp/w")
+        with self.assertRaises(ConnectError) as caught:
+            while True:
+                gone.event()
+        self.assertEqual(caught.exception.code, "not_found")
+        made = create(self.daemon, "base")
+        other = Envd(self.daemon, made["sandboxID"], made["envdAccessToken"])
+        ends = other.watch("/tmp")
+        ends.event()
+        self.daemon.request("DELETE", f"/sandboxes/{made['sandboxID']}")
+        with self.assertRaises(ConnectError) as caught:
+            ends.event()
+        self.assertEqual(caught.exception.code, "unavailable")
 
     def test_state_is_kept_between_commands(self):
         self.envd.run("/bin/bash", "-c", "echo kept > /root/state")

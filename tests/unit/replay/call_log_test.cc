@@ -172,6 +172,7 @@ TEST_F(CallLogTest, EveryFieldThatDiffersIsNamed) {
       {"files[0].mode", [](auto* r) { r->mutable_files(0)->set_mode(0600); }},
       {"files[0].content", [](auto* r) { r->mutable_files(0)->set_content("y"); }},
       {"user", [](auto* r) { r->set_user("root"); }},
+      {"pty", [](auto* r) { r->mutable_pty(); }},
   };
   for (const auto& [field, change] : changes) {
     auto other = request;

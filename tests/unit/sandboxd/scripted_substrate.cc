@@ -1,9 +1,15 @@
 #include "tests/unit/sandboxd/scripted_substrate.h"
 
+#include <sys/eventfd.h>
+
 #include <csignal>
+#include <deque>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
+
+#include "base/fd.h"
 
 namespace reprise::sandboxd {
 
@@ -21,6 +27,9 @@ class ScriptedSubstrate::Handle final : public RunningCall {
     job_->stdin.append(data);
     if (eof) job_->stdin.append("<eof>");
     return absl::OkStatus();
+  }
+  absl::Status Resize(uint32_t, uint32_t) override {
+    return absl::InvalidArgumentError("the call has no terminal");
   }
   absl::Status Signal(int signal) override {
     absl::MutexLock lock(&substrate_->mutex_);
@@ -240,6 +249,59 @@ Attachment ScriptedSubstrate::Reattach(const SandboxRef&, const std::string& pla
   }
   if (job->ended) target->OnEnd(job->result);
   return attachment;
+}
+
+// ---- watches
+
+class ScriptedSubstrate::ScriptedWatch final : public FileWatch {
+ public:
+  explicit ScriptedWatch(ScriptedSubstrate* tier)
+      : tier_(tier), ready_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    absl::MutexLock lock(&tier_->mutex_);
+    tier_->watches_.insert(this);
+  }
+  ~ScriptedWatch() override {
+    absl::MutexLock lock(&tier_->mutex_);
+    tier_->watches_.erase(this);
+  }
+  // The lock of the tier is held.
+  void Put(const absl::StatusOr<sandbox::WatchEvent>& event) {
+    events_.push_back(event);
+    ::eventfd_write(ready_.get(), 1);
+  }
+
+  int fd() const override { return ready_.get(); }
+  absl::StatusOr<std::optional<sandbox::WatchEvent>> TryNext() override {
+    absl::MutexLock lock(&tier_->mutex_);
+    eventfd_t count = 0;
+    ::eventfd_read(ready_.get(), &count);
+    if (events_.empty()) return std::nullopt;
+    absl::StatusOr<sandbox::WatchEvent> event = std::move(events_.front());
+    events_.pop_front();
+    if (!event.ok()) return event.status();
+    return *std::move(event);
+  }
+
+ private:
+  ScriptedSubstrate* const tier_;
+  const base::UniqueFd ready_;
+  std::deque<absl::StatusOr<sandbox::WatchEvent>> events_;
+};
+
+absl::StatusOr<std::unique_ptr<FileWatch>> ScriptedSubstrate::Watch(const SandboxRef&,
+                                                                    const std::string& path, bool) {
+  if (path == "/none") return absl::NotFoundError("watch /none");
+  return std::make_unique<ScriptedWatch>(this);
+}
+
+void ScriptedSubstrate::Happen(const absl::StatusOr<sandbox::WatchEvent>& event) {
+  absl::MutexLock lock(&mutex_);
+  for (ScriptedWatch* watch : watches_) watch->Put(event);
+}
+
+int ScriptedSubstrate::watches() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<int>(watches_.size());
 }
 
 }  // namespace reprise::sandboxd

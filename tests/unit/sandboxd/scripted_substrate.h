@@ -31,6 +31,8 @@ class ScriptedSubstrate final : public Substrate {
   void FailRecover(absl::Status status) { Set(&recover_, status); }
   void FailReserve(absl::Status status) { Set(&reserve_, status); }
   void FailStart(absl::Status status) { Set(&start_, status); }
+  // To every watch that is open: an event, or the error that ends it.
+  void Happen(const absl::StatusOr<sandbox::WatchEvent>& event);
   // Start accepts nothing: it behaves like a daemon that died just before it.
   void LoseStarts(bool lose);
 
@@ -40,6 +42,7 @@ class ScriptedSubstrate final : public Substrate {
   int creates() const;
   int stops() const;
   int thaws() const;
+  int watches() const;  // open ones
   uint64_t acknowledged(const std::string& call_id, sandbox::Stream stream) const;
   bool released(const std::string& call_id) const;
   std::string stdin_of(const std::string& call_id) const;
@@ -64,9 +67,13 @@ class ScriptedSubstrate final : public Substrate {
   Attachment Reattach(const SandboxRef& sandbox, const std::string& placement,
                       const std::string& call_id, OutputPosition from,
                       std::unique_ptr<CallSink>& sink) override;
+  absl::StatusOr<std::unique_ptr<FileWatch>> Watch(const SandboxRef& sandbox,
+                                                   const std::string& path,
+                                                   bool recursive) override;
 
  private:
   class Handle;
+  class ScriptedWatch;
   struct Job {
     std::string placement;
     sandbox::ExecuteRequest request;
@@ -85,6 +92,7 @@ class ScriptedSubstrate final : public Substrate {
   }
 
   mutable absl::Mutex mutex_;
+  std::set<ScriptedWatch*> watches_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<Job>> jobs_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, int> starts_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string> reserved_ ABSL_GUARDED_BY(mutex_);
