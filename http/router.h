@@ -28,6 +28,7 @@ class Router {
   // other methods.
   const Route* Find(std::string_view method, const std::vector<std::string>& segments,
                     std::vector<std::string>* params, bool* path_known) const;
+  const std::vector<Route>& routes() const { return routes_; }
 
  private:
   std::vector<Route> routes_;

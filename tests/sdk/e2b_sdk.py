@@ -78,6 +78,10 @@ def commands(check, box, tier):
             pty = box.pty.connect(pty.pid)
             until(iter(pty), [], b"40 120")
         assert box.pty.kill(pty.pid)
+        try:
+            pty.wait()
+        except CommandExitException as error:
+            equal(error.exit_code, -1)
         assert not box.pty.kill(pty.pid)
     for work in (run, fails, times_out, background, stdin, terminal):
         check(f"{tier}: commands, {work.__name__}", work)
@@ -181,7 +185,7 @@ def lifecycle(check, box, pausable):
 
 
 def main():
-    check = Checks()
+    check = Checks("e2b")
     with served(sys.argv[1]) as (daemon, template):
         os.environ.update(E2B_API_URL=daemon.url, E2B_SANDBOX_URL=daemon.url, E2B_API_KEY=daemon.token)
         from e2b import Sandbox
@@ -196,7 +200,7 @@ def main():
             commands(check, box, "container")
             files(check, box)
             lifecycle(check, box, pausable=True)
-    return 1 if check.failed else 0
+    return check.end()
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class Sdk:
 
 if __name__ == "__main__":
     daemon = Rolloutd(sys.argv[1])
-    checks = Checks()
+    checks = Checks("openai")
     try:
         sdk = Sdk(daemon)
         for name in ("models", "tool_loop", "streamed_tools", "thinking", "logprobs_and_ids", "streamed_text", "errors",
@@ -110,4 +110,4 @@ if __name__ == "__main__":
             checks(name, getattr(sdk, name))
     finally:
         daemon.close()
-    sys.exit(1 if checks.failed else 0)
+    sys.exit(checks.end())

@@ -18,7 +18,7 @@ def main():
                                          CreateBashSessionRequest, ReadFileRequest, UploadRequest, WriteFileRequest)
     from swerex.runtime.remote import RemoteRuntime
 
-    check = Checks()
+    check = Checks("swe-rex")
     with served(sys.argv[1]) as (daemon, template):
         made = daemon.request("POST", "/v2/sandboxes", {"templateID": template or "any@function"}).json()
         host, port = daemon.address
@@ -74,7 +74,7 @@ def main():
 
         for work in (alive, execute) + ((session, files) if template else ()) + (close,):
             check(work.__name__, work)
-    return 1 if check.failed else 0
+    return check.end()
 
 
 if __name__ == "__main__":

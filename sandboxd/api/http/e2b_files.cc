@@ -1,6 +1,8 @@
 // /files of envd: whole files out of a sandbox and into it, in pieces, and /health.
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -12,8 +14,10 @@
 #include "base/ids.h"
 #include "base/status_macros.h"
 #include "sandboxd/api/http/box_files.h"
+#include "sandboxd/api/http/byte_range.h"
 #include "sandboxd/api/http/e2b.h"
 #include "sandboxd/api/http/file_source.h"
+#include "sandboxd/api/http/gzip.h"
 #include "sandboxd/api/http/multipart.h"
 
 namespace reprise::sandboxd::http {
@@ -21,7 +25,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kUploadMax = 16ull << 30;
+constexpr size_t kUploadMax = 16ull << 30;  // also of what comes out of a gzip body
+constexpr int kLinksMax = 40;
 
 // As envd words its errors; a full disk has a status of its own.
 Response FileError(const absl::Status& status) {
@@ -64,7 +69,7 @@ class Files {
     if (!files.ok()) return respond(FileError(files.status()));
     const absl::StatusOr<std::string> path = files->Path(*asked);
     if (!path.ok()) return respond(FileError(path.status()));
-    SendFile(respond, FileError, [&](const auto& chunk) { return files->Read(*path, chunk); });
+    Send(request, respond, *files, *path);
   }
 
   Response Post(const Request& request) const {
@@ -73,14 +78,78 @@ class Files {
     if (std::optional<Response> gone = CheckUsable(surface_, *id); gone.has_value()) return *gone;
     const absl::StatusOr<BoxFiles> files = BoxFiles::Open(surface_.sandboxes, *id);
     if (!files.ok()) return FileError(files.status());
-    if (!request.header("content-encoding").empty())
-      return ErrorResponse(415, "encoded uploads are not taken: send the file as it is");
+    const std::string_view encoding = request.header("content-encoding");
+    if (!encoding.empty() && !EqualsIgnoreCase(encoding, "gzip") &&
+        !EqualsIgnoreCase(encoding, "identity"))
+      return ErrorResponse(415, "send the file as it is, or with Content-Encoding: gzip");
     Json written = Json::array();
     const absl::Status status = Take(request, *files, &written);
     return status.ok() ? JsonResponse(200, written.dump()) : FileError(status);
   }
 
  private:
+  using Chunk = std::function<absl::Status(std::string_view)>;
+
+  // A part where the request asks for one, else the whole, as gzip where the client takes it.
+  static void Send(const Request& request, const Respond& respond, const BoxFiles& files,
+                   const std::string& path) {
+    Response response;
+    response.headers = {{"Accept-Ranges", "bytes"}, {"Vary", "Accept-Encoding"}};
+    // There is nothing that an If-Range could agree with.
+    const std::string_view asked =
+        request.header("if-range").empty() ? request.header("range") : std::string_view();
+    const absl::StatusOr<uint64_t> size = asked.empty() ? 0 : SizeOf(files, path);
+    if (!size.ok()) return respond(FileError(size.status()));
+    const ByteRange range = ParseRange(asked, *size);
+    if (range.kind == ByteRange::Kind::kOutside) {
+      response = ErrorResponse(416, fmt::format("{} has {} bytes", path, *size));
+      response.headers.push_back({"Content-Range", fmt::format("bytes */{}", *size)});
+      return respond(std::move(response));
+    }
+    if (range.kind == ByteRange::Kind::kPart) {
+      response.status = 206;
+      response.headers.push_back(
+          {"Content-Range", fmt::format("bytes {}-{}/{}", range.begin, range.end - 1, *size)});
+      return SendFile(respond, std::move(response), FileError,
+                      [&](const Chunk& chunk) { return ReadPart(files, path, range, chunk); });
+    }
+    if (!AcceptsGzip(request.header("accept-encoding"))) {
+      return SendFile(respond, std::move(response), FileError,
+                      [&](const Chunk& chunk) { return files.Read(path, chunk); });
+    }
+    response.headers.push_back({"Content-Encoding", "gzip"});
+    SendFile(respond, std::move(response), FileError, [&](const Chunk& chunk) -> absl::Status {
+      GzipWriter gzip;
+      RETURN_IF_ERROR(
+          files.Read(path, [&](std::string_view data) { return chunk(gzip.Add(data)); }));
+      return chunk(gzip.Finish());
+    });
+  }
+
+  // Of what a link leads to.
+  static absl::StatusOr<uint64_t> SizeOf(const BoxFiles& files, std::string path) {
+    for (int links = 0; links <= kLinksMax; ++links) {
+      ASSIGN_OR_RETURN(const sandbox::FileInfo info, files.Stat(path));
+      if (!S_ISLNK(info.mode())) return info.size();
+      path = CleanPath(info.link_target(), SplitPath(path).first);
+    }
+    return absl::InvalidArgumentError(fmt::format("{} is a link to a link without end", path));
+  }
+
+  // What lies before the part is read and left out; after it reading stops.
+  static absl::Status ReadPart(const BoxFiles& files, const std::string& path,
+                               const ByteRange& range, const Chunk& chunk) {
+    uint64_t at = 0;
+    const absl::Status read = files.Read(path, [&](std::string_view data) -> absl::Status {
+      const uint64_t begin = std::max(range.begin, at), end = std::min(range.end, at + data.size());
+      if (begin < end) RETURN_IF_ERROR(chunk(data.substr(begin - at, end - begin)));
+      at += data.size();
+      return at < range.end ? absl::OkStatus() : absl::CancelledError("the part is complete");
+    });
+    if (at >= range.end) return absl::OkStatus();
+    return read.ok() ? absl::AbortedError(fmt::format("{} became shorter", path)) : read;
+  }
+
   static absl::Status Put(const BoxFiles& files, std::string_view where,
                           const std::function<absl::StatusOr<std::string>()>& next, Json* written) {
     ASSIGN_OR_RETURN(const std::string path, files.Path(where));
@@ -91,7 +160,14 @@ class Files {
 
   static absl::Status Take(const Request& request, const BoxFiles& files, Json* written) {
     const std::string* path = request.query_param("path");
-    const auto pull = [&request] { return request.reader->Read(); };
+    std::function<absl::StatusOr<std::string>()> pull = [&request] {
+      return request.reader->Read();
+    };
+    std::optional<GzipReader> gzip;
+    if (EqualsIgnoreCase(request.header("content-encoding"), "gzip")) {
+      gzip.emplace(std::move(pull), kUploadMax);
+      pull = [&gzip] { return gzip->Read(); };
+    }
     if (EqualsIgnoreCase(request.header("content-type"), "application/octet-stream")) {
       if (path == nullptr) return absl::InvalidArgumentError("path is missing");
       return Put(files, *path, pull, written);

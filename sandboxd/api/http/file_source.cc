@@ -49,10 +49,10 @@ class FileSource final : public BodySource {
 }  // namespace
 
 void SendFile(
-    const Respond& respond, const std::function<Response(const absl::Status&)>& form,
+    const Respond& respond, Response response,
+    const std::function<Response(const absl::Status&)>& form,
     const std::function<absl::Status(const std::function<absl::Status(std::string_view)>&)>& read) {
   std::shared_ptr<FileSource> source;
-  Response response;
   response.content_type = "application/octet-stream";
   const absl::Status status = read([&](std::string_view data) -> absl::Status {
     if (data.empty()) return absl::OkStatus();

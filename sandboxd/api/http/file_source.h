@@ -10,10 +10,12 @@
 
 namespace reprise::sandboxd::http {
 
-// Runs `read` on this thread, to its end. Responds with 200 and the stream at the first piece, with
-// an empty 200 when there is none, and with `form` of an error that comes before.
+// Runs `read` on this thread, to its end. Answers with `response` (its status and headers) and the
+// stream at the first piece, with an empty body when there is none, and with `form` of an error
+// that comes before.
 void SendFile(
-    const Respond& respond, const std::function<Response(const absl::Status&)>& form,
+    const Respond& respond, Response response,
+    const std::function<Response(const absl::Status&)>& form,
     const std::function<absl::Status(const std::function<absl::Status(std::string_view)>&)>& read);
 
 }  // namespace reprise::sandboxd::http

@@ -10,9 +10,8 @@
 #include "sandboxd/api/http/access.h"
 #include "sandboxd/api/http/e2b.h"
 #include "sandboxd/api/http/names.h"
-#include "sandboxd/api/http/run_code.h"
+#include "sandboxd/api/http/routes.h"
 #include "sandboxd/api/http/surface.h"
-#include "sandboxd/api/http/swerex.h"
 #include "sandboxd/worker_pool.h"
 
 namespace reprise::sandboxd::http {
@@ -39,13 +38,7 @@ class HttpApiImpl final : public HttpApi {
     ASSIGN_OR_RETURN(store_, storage::Store::Open(store));
     ASSIGN_OR_RETURN(leases_, LeaseTable::Open(store_.get(), /*family=*/0));
     Router router;
-    AddRunCodeRoutes(surface_, &router);
-    AddControlRoutes(surface_, leases_.get(), &router);
-    AddProcessRoutes(surface_, leases_.get(), &router);
-    AddFilesystemRoutes(surface_, &router);
-    AddWatchRoutes(surface_, &router);
-    AddFilesRoutes(surface_, &router);
-    AddSwerexRoutes(surface_, &router);
+    AddAllRoutes(surface_, leases_.get(), &router);
     ::reprise::http::ServerOptions server;
     server.listen = options.listen;
     server.tls_cert = options.tls_cert;

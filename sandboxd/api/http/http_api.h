@@ -1,5 +1,5 @@
 // The HTTP port put together: the server, and the surfaces that it serves (SandboxFusion's
-// /run_code; E2B's control plane and envd; SWE-ReX's runtime). docs/http.md says what each can do.
+// /run_code; E2B's control plane and envd; SWE-ReX's runtime; MCP). docs/http.md says what each can do.
 #pragma once
 
 #include <memory>

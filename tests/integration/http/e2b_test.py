@@ -1,6 +1,7 @@
 """E2B's control plane and envd over real sockets: on the function tier (processes), and on containers (files)."""
 
 import base64
+import gzip
 import hashlib
 import json
 import os
@@ -345,6 +346,49 @@ class Containers(unittest.TestCase):
         self.assertEqual(self.envd.files("GET", "path=/tmp/big").body, big)
         digest = hashlib.sha256(big).hexdigest().encode()
         self.assertIn(digest, self.envd.run("sha256sum", "/tmp/big").out)
+
+    def test_parts_of_files(self):
+        self.upload("path=/tmp/digits", [("x", b"0123456789")])
+        self.envd.run("ln", "-s", "digits", "/tmp/to-digits")
+        for path in ("/tmp/digits", "/tmp/to-digits"):
+            for asked, status, body, told in (
+                    ("bytes=2-4", 206, b"234", "bytes 2-4/10"), ("bytes=8-", 206, b"89", "bytes 8-9/10"),
+                    ("bytes=-3", 206, b"789", "bytes 7-9/10"), ("bytes=9-99", 206, b"9", "bytes 9-9/10"),
+                    ("bytes=1-2,4-5", 200, b"0123456789", None), ("bytes=4-1", 200, b"0123456789", None)):
+                reply = self.envd.files("GET", "path=" + path, Range=asked)
+                self.assertEqual((reply.status, reply.body, reply.headers.get("content-range")), (status, body, told), asked)
+                self.assertEqual(reply.headers["accept-ranges"], "bytes")
+            reply = self.envd.files("GET", "path=" + path, Range="bytes=10-")
+            self.assertEqual((reply.status, reply.headers["content-range"]), (416, "bytes */10"))
+        reply = self.envd.files("GET", "path=/tmp/digits", **{"Range": "bytes=2-4", "If-Range": '"x"'})
+        self.assertEqual((reply.status, reply.body), (200, b"0123456789"))
+        self.assertEqual(self.envd.files("GET", "path=/no/such", Range="bytes=0-1").status, 404)
+        big = os.urandom(3 << 20)
+        self.envd.files("POST", "path=/tmp/large", big, **{"Content-Type": "application/octet-stream"})
+        reply = self.envd.files("GET", "path=/tmp/large", Range=f"bytes={1 << 20}-{(2 << 20) + 7}")
+        self.assertTrue(reply.body == big[1 << 20:(2 << 20) + 8])
+
+    def test_gzip(self):
+        big = os.urandom(1 << 20) + b"x" * (4 << 20)
+        octets = {"Content-Type": "application/octet-stream", "Content-Encoding": "gzip"}
+        self.assertEqual(self.envd.files("POST", "path=/tmp/zipped", gzip.compress(big), **octets).status, 200)
+        self.assertTrue(self.envd.files("GET", "path=/tmp/zipped").body == big)
+        reply = self.envd.files("GET", "path=/tmp/zipped", **{"Accept-Encoding": "gzip, br"})
+        self.assertEqual((reply.headers["content-encoding"], reply.headers["vary"]), ("gzip", "Accept-Encoding"))
+        self.assertLess(len(reply.body), len(big) // 2)
+        self.assertTrue(gzip.decompress(reply.body) == big)
+        reply = self.envd.files("GET", "path=/tmp/zipped", **{"Accept-Encoding": "gzip", "Range": "bytes=0-3"})
+        self.assertEqual((reply.status, reply.body, "content-encoding" in reply.headers), (206, big[:4], False))
+        self.envd.run("sh", "-c", ": > /tmp/nothing")
+        reply = self.envd.files("GET", "path=/tmp/nothing", **{"Accept-Encoding": "gzip"})
+        self.assertEqual(gzip.decompress(reply.body), b"")
+        multipart = b"--BB\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\npart\r\n--BB--\r\n"
+        reply = self.envd.files("POST", "path=/tmp/part", gzip.compress(multipart), **{
+            "Content-Type": "multipart/form-data; boundary=BB", "Content-Encoding": "gzip"})
+        self.assertEqual((reply.status, self.envd.files("GET", "path=/tmp/part").body), (200, b"part"))
+        for body in (b"no gzip", gzip.compress(b"cut off")[:-3]):
+            self.assertEqual(self.envd.files("POST", "path=/tmp/bad", body, **octets).status, 400)
+        self.assertEqual(self.envd.files("POST", "path=/tmp/bad", b"", **{**octets, "Content-Encoding": "br"}).status, 415)
 
     def test_files_that_cannot_be(self):
         self.assertEqual(self.envd.files("GET", "path=/no/such").status, 404)

@@ -1,12 +1,17 @@
 // Formats of the HTTP port: Connect envelopes, multipart bodies cut at every place, reports of the
-// judge.
+// judge, ranges, gzip.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "reprise/envd/v1/process.pb.h"
+#include "sandboxd/api/http/byte_range.h"
 #include "sandboxd/api/http/connect_codec.h"
+#include "sandboxd/api/http/gzip.h"
 #include "sandboxd/api/http/judge.h"
 #include "sandboxd/api/http/multipart.h"
 
@@ -133,6 +138,94 @@ TEST(Judge, ReadsItsReportAndNothingThatIsNotWhole) {
   EXPECT_EQ(ReadReport("MARK\nrun 139 0 1\nend\n", "", "MARK\n", request)->run->return_code, 139);
   EXPECT_TRUE(ReadReport("MARK\nrun 137 1 2000001\nend\n", "", "MARK\n", request)->run->timed_out);
   EXPECT_FALSE(ReadReport("MARK\nrun 137 1 1900000\nend\n", "", "MARK\n", request)->run->timed_out);
+}
+
+TEST(Range, OfOneFile) {
+  using Kind = ByteRange::Kind;
+  struct Case {
+    const char* header;
+    Kind kind;
+    uint64_t begin, end;
+  };
+  for (const Case& expected :
+       std::vector<Case>{{"bytes=0-0", Kind::kPart, 0, 1},
+                         {"Bytes=2-5", Kind::kPart, 2, 6},
+                         {"bytes=2-", Kind::kPart, 2, 10},
+                         {"bytes=9-100", Kind::kPart, 9, 10},
+                         {"bytes=0-18446744073709551615", Kind::kPart, 0, 10},
+                         {"bytes=-3", Kind::kPart, 7, 10},
+                         {"bytes=-30", Kind::kPart, 0, 10},
+                         {"bytes=10-", Kind::kOutside, 0, 0},
+                         {"bytes=-0", Kind::kOutside, 0, 0},
+                         {"", Kind::kWhole, 0, 0},
+                         {"bytes=", Kind::kWhole, 0, 0},
+                         {"bytes=5-2", Kind::kWhole, 0, 0},
+                         {"bytes=1-2,4-5", Kind::kWhole, 0, 0},
+                         {"bytes=a-b", Kind::kWhole, 0, 0},
+                         {"bytes=-", Kind::kWhole, 0, 0},
+                         {"lines=1-2", Kind::kWhole, 0, 0},
+                         {"bytes=99999999999999999999-", Kind::kWhole, 0, 0}}) {
+    const ByteRange range = ParseRange(expected.header, 10);
+    EXPECT_EQ(range.kind, expected.kind) << expected.header;
+    if (range.kind != Kind::kPart) continue;
+    EXPECT_EQ(range.begin, expected.begin) << expected.header;
+    EXPECT_EQ(range.end, expected.end) << expected.header;
+  }
+  for (const char* header : {"bytes=0-", "bytes=-1", "bytes=0-0"})
+    EXPECT_EQ(ParseRange(header, 0).kind, Kind::kOutside) << header;
+}
+
+TEST(Gzip, WhoTakesIt) {
+  for (const char* header : {"gzip", "deflate, gzip;q=0.5, br", "GZIP", "*", "identity, *;q=0.1"})
+    EXPECT_TRUE(AcceptsGzip(header)) << header;
+  for (const char* header :
+       {"", "identity", "gzip;q=0", "br, *;q=0", "gzip;q=0, *", "gzipped", "gzip;q=x"})
+    EXPECT_FALSE(AcceptsGzip(header)) << header;
+}
+
+// Gives `body` in pieces of `piece` bytes.
+std::function<absl::StatusOr<std::string>()> InPieces(const std::string& body, size_t piece) {
+  auto at = std::make_shared<size_t>(0);
+  return [&body, piece, at]() -> absl::StatusOr<std::string> {
+    const std::string part = body.substr(std::min(*at, body.size()), piece);
+    *at += part.size();
+    return part;
+  };
+}
+absl::StatusOr<std::string> Unzip(const std::string& body, size_t piece, uint64_t max) {
+  GzipReader reader(InPieces(body, piece), max);
+  std::string out;
+  while (true) {
+    absl::StatusOr<std::string> part = reader.Read();
+    if (!part.ok()) return part.status();
+    if (part->empty()) return out;
+    out += *part;
+  }
+}
+
+TEST(Gzip, RoundTripsWithinItsLimits) {
+  std::string data;
+  for (int i = 0; i < 300'000; ++i) data += static_cast<char>(i * 2654435761u >> (i % 13));
+  data += std::string(3 << 20, 'z');
+  GzipWriter writer;
+  std::string body;
+  for (size_t at = 0; at < data.size(); at += 70'001) body += writer.Add(data.substr(at, 70'001));
+  body += writer.Finish();
+  EXPECT_LT(body.size(), data.size());
+  for (const size_t piece : {size_t{1000}, size_t{1} << 20}) {
+    const auto out = Unzip(body, piece, data.size());
+    ASSERT_TRUE(out.ok()) << out.status();
+    EXPECT_TRUE(*out == data);
+    EXPECT_EQ(*Unzip(body + body, piece, 2 * data.size()), data + data);
+  }
+  EXPECT_TRUE(absl::IsResourceExhausted(Unzip(body, 1000, data.size() - 1).status()));
+  for (const size_t cut : {size_t{0}, size_t{5}, body.size() / 2, body.size() - 1})
+    EXPECT_TRUE(absl::IsInvalidArgument(Unzip(body.substr(0, cut), 1000, 1u << 30).status()))
+        << cut;
+  EXPECT_TRUE(absl::IsInvalidArgument(Unzip("not gzip at all", 4, 1000).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(Unzip(body + "tail", 1000, 1u << 30).status()));
+  GzipWriter empty;
+  EXPECT_EQ(*Unzip(empty.Finish(), 1000, 0), "");
 }
 
 }  // namespace

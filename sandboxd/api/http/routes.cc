@@ -1,0 +1,33 @@
+#include "sandboxd/api/http/routes.h"
+
+#include <string>
+#include <utility>
+
+#include "sandboxd/api/http/e2b.h"
+#include "sandboxd/api/http/mcp.h"
+#include "sandboxd/api/http/openapi.h"
+#include "sandboxd/api/http/run_code.h"
+#include "sandboxd/api/http/swerex.h"
+
+namespace reprise::sandboxd::http {
+
+void AddAllRoutes(const Surface& surface, LeaseTable* leases, Router* router) {
+  AddRunCodeRoutes(surface, router);
+  AddControlRoutes(surface, leases, router);
+  AddProcessRoutes(surface, leases, router);
+  AddFilesystemRoutes(surface, router);
+  AddWatchRoutes(surface, router);
+  AddFilesRoutes(surface, router);
+  AddSwerexRoutes(surface, router);
+  AddMcpRoutes(surface, router);
+  // It holds nothing that is not in the documentation: no token is asked for.
+  Route openapi;
+  openapi.method = "GET";
+  openapi.pattern = "/openapi.json";
+  openapi.handler = [](RequestPtr, Respond respond) {
+    respond(JsonResponse(200, std::string(kOpenApi, kOpenApiBytes)));
+  };
+  router->Add(std::move(openapi));
+}
+
+}  // namespace reprise::sandboxd::http
