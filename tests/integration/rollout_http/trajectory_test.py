@@ -4,10 +4,13 @@ that decode nothing twice, a daemon killed in the middle of an answer, and the r
 import concurrent.futures
 import http.client
 import json
+import os
+import shutil
+import struct
 import sys
 import unittest
 
-from rolloutd import Rolloutd, read
+from rolloutd import MODEL, Rolloutd, read
 
 TOOL = json.loads(read("tool_sh.json"))
 TASKS = [json.loads(line)["messages"] for line in read("tasks/test.jsonl").splitlines()]
@@ -142,6 +145,47 @@ class Trajectories(unittest.TestCase):
         records = {record["task"]["key"]: record for record in self.records()}
         self.assertEqual(len({record["digest"] for key, record in records.items() if key.startswith("cut")}), 1)
         self.assertEqual([one["cause"] for one in records["cut3"]["resume"]], ["retry"])
+
+    def test_weights_that_change_in_the_middle_of_an_answer(self):
+        update = os.path.join(self.daemon.state, "update")
+        shutil.copytree(MODEL, update)
+        path = os.path.join(update, "model.safetensors")
+        with open(path, "r+b") as file:  # another output matrix: the lowest bit of each value
+            size = struct.unpack("<Q", file.read(8))[0]
+            begin, end = json.loads(file.read(size))["head.weight"]["data_offsets"]
+            file.seek(8 + size + begin)
+            data = bytearray(file.read(end - begin))
+            data[::2] = bytes(byte ^ 1 for byte in data[::2])
+            file.seek(8 + size + begin)
+            file.write(data)
+        # No end of sequence: as long as it may be.
+        body = chat(TASKS[0], stream=True, max_tokens=600, temperature=2, logit_bias={"1": -1000}, tools=[])
+        connection = self.daemon.connect()
+        self.addCleanup(connection.close)
+        connection.request("POST", CHAT, json.dumps(body),
+                           {"Authorization": "Bearer " + self.daemon.token, "X-Reprise-Trajectory": "a"})
+        stream = connection.getresponse()
+        stream.readline()  # it has begun
+        for path, fields in (("/pause_generation", {}), ("/update_weights_from_disk", {"model_path": update}),
+                             ("/continue_generation", {})):
+            self.assertTrue(self.post(path, fields).json()["success"])
+        self.assertIn(b"[DONE]", stream.read())
+        self.post("/v1/trajectories/a/finish", {"reward": 1})
+        record, = self.records()
+        spans = record["version_spans"]
+        self.assertEqual([span[0] for span in spans], [0, 1], "the answer ended before its weights changed")
+        self.assertEqual((spans[0][1], spans[0][2], spans[1][2]),
+                         (record["prompt_len"], spans[1][1], len(record["token_ids"])))
+        at = spans[1][1]
+        self.assertEqual(record["weight_switches"], [{"at_token": at, "version": 1, "kv_kept": 0}])
+        # The next turn begins under the new weights, and reads everything with them.
+        messages = TASKS[0] + [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
+        answer = self.post(CHAT, chat(messages, max_tokens=2), X_Reprise_Trajectory="b").json()
+        self.post("/v1/trajectories/b/finish", {"reward": 1})
+        other = self.records()[1]
+        self.assertEqual([span[0] for span in other["version_spans"]], [1])
+        self.assertEqual(other["weight_switches"], [])
+        self.assertEqual(other["token_ids"], answer["prompt_token_ids"] + answer["choices"][0]["token_ids"])
 
 
 if __name__ == "__main__":
