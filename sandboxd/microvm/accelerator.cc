@@ -43,7 +43,7 @@ absl::StatusOr<Accelerator> AcceleratorProbe::Get() {
   absl::MutexLock probing(&probe_mutex_);
   if (std::optional<Accelerator> known = Known()) return *std::move(known);
   ASSIGN_OR_RETURN(Accelerator found, Probe());
-  base::LogInfo(fmt::format("microvm tier: accelerator {} ({})", found.name, found.reason));
+  base::LogInfo(fmt::format("virtual machines: accelerator {} ({})", found.name, found.reason));
   const json record = {{"host", HostKey()}, {"name", found.name}, {"reason", found.reason}};
   // Only the next daemon's time is lost when it cannot be remembered.
   if (absl::Status written = base::WriteFileAtomic(path_, record.dump()); !written.ok())

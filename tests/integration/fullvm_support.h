@@ -33,4 +33,9 @@ class FullvmTest : public TierTest {
 // keyboard.
 std::string EchoDisk();
 
+// Makes a disk at `path` that boots Linux by itself, with busybox and without our programs: as
+// cloud-init would, it mounts the seed, copies them from there and runs `reprise-guest serve`.
+// Not OK: what this host lacks.
+absl::Status MakeLinuxDisk(const std::string& path);
+
 }  // namespace reprise::sandboxd

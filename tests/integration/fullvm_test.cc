@@ -1,5 +1,5 @@
-// Calls in virtual machines of the vm tier: the cases of every tier, then what only this tier has,
-// each against a real machine: console, screen, keyboard, disks with systems of their own.
+// What only the vm tier has, each against a real machine: console, screen, keyboard, disks with
+// systems of their own.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,10 +7,10 @@
 
 #include <filesystem>
 
+#include "absl/time/clock.h"
 #include "sandboxd/image/blob.h"
 #include "sandboxd/microvm/box.h"
 #include "tests/integration/fullvm_support.h"
-#include "tests/integration/tier_cases.h"
 
 namespace reprise::sandboxd {
 namespace {
@@ -18,8 +18,6 @@ namespace {
 using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-INSTANTIATE_TYPED_TEST_SUITE_P(Vm, TierCases, FullvmTest);
 
 constexpr char kEchoImage[] = "os/echo:1";
 
@@ -170,6 +168,53 @@ TEST_F(OwnSystemTest, WritesToADiskOfItsOwn) {
   // Less than an empty disk takes: the first write is an error of the guest's disk.
   const TestSandbox full = Boot([](auto& spec) { spec.mutable_limits()->set_disk_bytes(4096); });
   EXPECT_THAT(WaitForConsole(full, "fresh\r\nfresh\r\n"), HasSubstr("fresh\r\nfresh\r\n"));
+}
+
+TEST_F(FullvmTest, ALinuxThatTakesTheAgentFromItsSeedHasAllVerbs) {
+  const base::ScratchDir disks("reprise-vm-disks");
+  const std::string disk = disks.path() + "/linux.img";
+  if (absl::Status made = MakeLinuxDisk(disk); !made.ok()) GTEST_SKIP() << made;
+  ASSERT_TRUE(tier_->ImportImage("os/linux:1", disk).ok());
+  const TestSandbox box = Create([](auto& spec) { spec.set_image("os/linux:1"); });
+  EXPECT_TRUE(absl::IsUnimplemented(tier_->Reserve(box.ref()).status())) << "it only boots yet";
+  ASSERT_FALSE(WaitForConsole(box, "a Linux of its own").empty()) << ConsoleOf(box);
+  // Its console ends before its agent is there.
+  absl::Status there = tier_->Reserve(box.ref()).status();
+  for (const absl::Time deadline = absl::Now() + absl::Minutes(1);
+       !there.ok() && absl::Now() < deadline; there = tier_->Reserve(box.ref()).status()) {
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  ASSERT_EQ(there, absl::OkStatus()) << ConsoleOf(box);
+  const Done done = Run(box, "hostname; id -u; echo kept > file; pwd; exit 7");
+  EXPECT_EQ(done.result.exit_code(), 7) << done.result.ShortDebugString();
+  EXPECT_EQ(done.out, "test-box-0\n0\n/work\n");
+  std::string content;
+  EXPECT_EQ(tier_->ReadFile(box.ref(), "/work/file",
+                            [&](std::string_view data) {
+                              content += data;
+                              return absl::OkStatus();
+                            }),
+            absl::OkStatus());
+  EXPECT_EQ(content, "kept\n");
+  // A call outlives the daemon here too, over a pause.
+  const sandbox::ExecuteRequest request =
+      Shell(box, "echo up; while [ ! -e go ]; do sleep 0.1; done");
+  Running running = Start(box, request);
+  ASSERT_NE(running.call, nullptr);
+  EXPECT_TRUE(running.recording->WaitForText("up\n"));
+  running.call.reset();
+  ASSERT_EQ(tier_->PauseSandbox(box.ref()), absl::OkStatus());
+  Restart();
+  ASSERT_EQ(tier_->RecoverSandbox(box.ref()), absl::OkStatus());
+  ASSERT_EQ(tier_->ResumeSandbox(box.ref()), absl::OkStatus());
+  Running again;
+  std::unique_ptr<CallSink> sink = again.recording->Sink();
+  Attachment attachment =
+      tier_->Reattach(box.ref(), box.placement, request.call_id(), {0, 0}, sink);
+  ASSERT_EQ(attachment.state, AttachState::kAttached) << attachment.reason;
+  Run(box, "touch go");
+  EXPECT_EQ(again.recording->WaitForEnd().outcome(), sandbox::OUTCOME_EXITED);
+  EXPECT_EQ(again.recording->out(), "up\n");
 }
 
 TEST_F(OwnSystemTest, PausesResumesAndOutlivesTheDaemon) {
