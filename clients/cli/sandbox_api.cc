@@ -57,6 +57,9 @@ class SandboxApiImpl final : public SandboxApi {
   absl::Status WriteStdin(const sandbox_wire::WriteStdinRequest& request) override {
     return Ask(&Stub::WriteStdin, request).status();
   }
+  absl::Status Resize(const sandbox_wire::ResizeRequest& request) override {
+    return Ask(&Stub::Resize, request).status();
+  }
   absl::Status Cancel(const std::string& call_id) override {
     sandbox_wire::SignalRequest request;
     request.set_call_id(call_id);
@@ -104,6 +107,20 @@ class SandboxApiImpl final : public SandboxApi {
     request.set_call_id(call_id);
     return Follow(stub_->Attach(&context, request), on_event);
   }
+
+  absl::Status Watch(
+      const sandbox_wire::WatchRequest& request,
+      const std::function<bool(const sandbox_wire::WatchEvent&)>& on_event) override {
+    Authorize(&watch_);
+    auto reader = stub_->Watch(&watch_, request);
+    sandbox_wire::WatchEvent event;
+    bool wanted = true;
+    while (wanted && reader->Read(&event)) wanted = on_event(event);
+    if (!wanted) watch_.TryCancel();
+    const absl::Status ended = FromGrpc(reader->Finish());
+    return wanted ? ended : absl::OkStatus();
+  }
+  void CancelWatch() override { watch_.TryCancel(); }
 
   absl::Status ReadFile(const std::string& sandbox_id, const std::string& path,
                         const std::function<absl::Status(std::string_view)>& on_data) override {
@@ -196,6 +213,7 @@ class SandboxApiImpl final : public SandboxApi {
 
   const std::string token_;
   const std::unique_ptr<Stub> stub_;
+  grpc::ClientContext watch_;  // of the one watch that a command has
 };
 
 }  // namespace

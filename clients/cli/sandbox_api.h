@@ -47,6 +47,7 @@ class SandboxApi {
   virtual absl::StatusOr<sandbox_wire::Result> Attach(const std::string& call_id,
                                                       const OnEvent& on_event) = 0;
   virtual absl::Status WriteStdin(const sandbox_wire::WriteStdinRequest& request) = 0;
+  virtual absl::Status Resize(const sandbox_wire::ResizeRequest& request) = 0;
   virtual absl::Status Cancel(const std::string& call_id) = 0;
   virtual absl::StatusOr<sandbox_wire::ListCallsResponse> ListCalls(
       const std::string& sandbox_id) = 0;
@@ -56,6 +57,12 @@ class SandboxApi {
   virtual absl::StatusOr<sandbox_wire::ScreenshotResponse> Screenshot(
       const std::string& sandbox_id) = 0;
   virtual absl::Status SendInput(const sandbox_wire::SendInputRequest& request) = 0;
+  // Runs until `on_event` is false, the watch ends, or CancelWatch.
+  virtual absl::Status Watch(
+      const sandbox_wire::WatchRequest& request,
+      const std::function<bool(const sandbox_wire::WatchEvent&)>& on_event) = 0;
+  // From any thread; Watch then answers CANCELLED.
+  virtual void CancelWatch() = 0;
 
   virtual absl::Status ReadFile(const std::string& sandbox_id, const std::string& path,
                                 const std::function<absl::Status(std::string_view)>& on_data) = 0;

@@ -66,25 +66,42 @@ void AddCreate(CLI::App& group, Context& context) {
   AddLimitOptions(*leaf, *spec.mutable_limits());
 }
 
+// What `exec` and `shell` have in common.
+void AddCallOptions(CLI::App& leaf, SandboxOptions& options) {
+  sandbox_wire::ExecuteRequest& request = options.request;
+  leaf.add_option("SANDBOX", options.id, "id, as `sandbox ls` shows it")->required();
+  leaf.add_option("--call-id", options.call_id,
+                  "name of the call; the same name again answers from the journal")
+      ->type_name("ID");
+  AddText(leaf, "--workdir", "PATH", "working directory; default: the sandbox's",
+          [&request](const std::string& text) { request.set_working_dir(text); });
+  AddText(leaf, "--user", "NAME", "run as; default: the sandbox's",
+          [&request](const std::string& text) { request.set_user(text); });
+  AddEnvOptions(leaf, options);
+  AddLimitOptions(leaf, *request.mutable_limits());
+}
+
 void AddExec(CLI::App& group, Context& context) {
   auto options = std::make_shared<SandboxOptions>();
   CLI::App* leaf = Add(group, context, "exec",
                        "run a command in a sandbox; exits as the command does, or with 1 and one "
                        "line when it did not exit",
                        options, ExecInSandbox);
-  sandbox_wire::ExecuteRequest& request = options->request;
-  leaf->add_option("SANDBOX", options->id, "id, as `sandbox ls` shows it")->required();
+  AddCallOptions(*leaf, *options);
   leaf->add_option("COMMAND", options->words, "command and its arguments, after --");
   leaf->add_flag("-i,--stdin", options->forward_stdin, "forward standard input to the command");
-  leaf->add_option("--call-id", options->call_id,
-                   "name of the call; the same name again answers from the journal")
-      ->type_name("ID");
-  AddText(*leaf, "--workdir", "PATH", "working directory; default: the sandbox's",
-          [&request](const std::string& text) { request.set_working_dir(text); });
-  AddText(*leaf, "--user", "NAME", "run as; default: the sandbox's",
-          [&request](const std::string& text) { request.set_user(text); });
-  AddEnvOptions(*leaf, *options);
-  AddLimitOptions(*leaf, *request.mutable_limits());
+  leaf->add_flag("-t,--tty", options->on_terminal, "run it on a terminal, of the size of this one");
+}
+
+void AddShell(CLI::App& group, Context& context) {
+  auto options = std::make_shared<SandboxOptions>();
+  CLI::App* leaf =
+      Add(group, context, "shell", "work in a sandbox on a terminal; exits as the shell does",
+          options, ShellInSandbox);
+  AddCallOptions(*leaf, *options);
+  leaf->add_option(
+      "COMMAND", options->words,
+      "program and its arguments, after --; default: bash where there is one, else sh");
 }
 
 CLI::App* AddWithIds(CLI::App& group, Context& context, const std::string& name,
@@ -126,6 +143,7 @@ void AddSandboxCommands(CLI::App& app, Context& context) {
       std::make_shared<SandboxOptions>(), ShowTiers);
   AddCreate(*group, context);
   AddExec(*group, context);
+  AddShell(*group, context);
   Add(*group, context, "ls", "list sandboxes", std::make_shared<SandboxOptions>(), ListSandboxes);
   auto logs = std::make_shared<SandboxOptions>();
   CLI::App* leaf = Add(*group, context, "logs",
@@ -137,6 +155,15 @@ void AddSandboxCommands(CLI::App& app, Context& context) {
   leaf->add_option("FROM", copy->from, "file here, or SANDBOX:PATH")->required();
   leaf->add_option("TO", copy->to, "SANDBOX:PATH, or file here")->required();
   AddMachineCommands(*group, context);
+  auto watch = std::make_shared<SandboxOptions>();
+  leaf = Add(*group, context, "watch",
+             "print what happens in a directory of a sandbox, until Ctrl-C", watch, WatchSandbox);
+  leaf->add_option("SANDBOX", watch->id, "id of the sandbox")->required();
+  leaf->add_option("PATH", watch->from, "directory in it")->required();
+  leaf->add_flag("-r,--recursive", watch->recursive, "with all directories below it");
+  leaf->add_option("--events", watch->events_max, "end after this many")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
   AddWithIds(*group, context, "pause", "freeze sandboxes", "SANDBOX", PauseSandboxes);
   AddWithIds(*group, context, "resume", "let frozen sandboxes go on", "SANDBOX", ResumeSandboxes);
   AddWithIds(*group, context, "rm", "stop sandboxes and remove what they hold; their logs stay",

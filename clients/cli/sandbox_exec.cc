@@ -1,12 +1,10 @@
-// `reprise sandbox exec` and `logs CALL`: a call whose output goes to this terminal as it comes.
+// `reprise sandbox exec`, `shell` and `logs CALL`: a call whose output goes to this terminal as it
+// comes.
 #include <fmt/format.h>
-#include <poll.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
-#include <thread>
 #include <utility>
 
 #include "base/fd.h"
@@ -14,14 +12,17 @@
 #include "base/ids.h"
 #include "base/status_macros.h"
 #include "clients/cli/interrupt.h"
+#include "clients/cli/local_terminal.h"
 #include "clients/cli/output.h"
+#include "clients/cli/sandbox_input.h"
 #include "clients/cli/sandbox_verbs.h"
 #include "clients/cli/wire_json.h"
 
 namespace reprise::cli {
 namespace {
 
-constexpr size_t kStdinPiece = 64 << 10;
+// Of a shell that names none: as long as anyone sits before it.
+constexpr uint64_t kShellTimeoutMs = 7ull * 24 * 3600 * 1000;
 
 // Where output goes: to this process's streams, or gathered for the JSON object.
 class Sink {
@@ -45,44 +46,6 @@ class Sink {
  private:
   const bool gather_;
   std::string out_, err_;
-};
-
-// Feeds this process's standard input to a call, from its start to its end.
-class StdinFeeder {
- public:
-  StdinFeeder(SandboxApi* api, std::string call_id)
-      : api_(api), call_id_(std::move(call_id)), wake_(::eventfd(0, EFD_CLOEXEC)) {}
-  ~StdinFeeder() {
-    if (!thread_.joinable()) return;
-    ::eventfd_write(wake_.get(), 1);
-    thread_.join();
-  }
-  void Start() {
-    if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
-  }
-
- private:
-  void Run() {
-    std::string piece(kStdinPiece, '\0');
-    while (true) {
-      pollfd ready[] = {{STDIN_FILENO, POLLIN, 0}, {wake_.get(), POLLIN, 0}};
-      if (::poll(ready, 2, -1) < 0) continue;
-      if (ready[1].revents != 0) return;
-      ssize_t got = ::read(STDIN_FILENO, piece.data(), piece.size());
-      if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-      sandbox_wire::WriteStdinRequest request;
-      request.set_call_id(call_id_);
-      request.set_eof(got <= 0);
-      if (got > 0) request.set_data(piece.data(), static_cast<size_t>(got));
-      // Refused once the call has ended: nobody reads it.
-      if (!api_->WriteStdin(request).ok() || got <= 0) return;
-    }
-  }
-
-  SandboxApi* const api_;
-  const std::string call_id_;
-  base::UniqueFd wake_;  // eventfd: the call has ended
-  std::thread thread_;
 };
 
 int Finish(const Context& context, const std::string& call_id, const sandbox_wire::Result& result,
@@ -110,29 +73,67 @@ std::string Ending(const sandbox_wire::Result& result) {
   return text;
 }
 
-absl::StatusOr<int> ExecInSandbox(const Context& context, const SandboxOptions& options) {
-  sandbox_wire::ExecuteRequest request = options.request;
+namespace {
+
+absl::StatusOr<int> Execute(const Context& context, const SandboxOptions& options,
+                            sandbox_wire::ExecuteRequest request) {
   request.set_sandbox_id(options.id);
-  if (options.words.empty()) return UsageError("no command: type it after the sandbox's id");
-  request.mutable_argv()->Assign(options.words.begin(), options.words.end());
   request.set_call_id(options.call_id.empty() ? fmt::format("call-{}", base::RandomHex(8))
                                               : options.call_id);
   request.set_stdin_open(options.forward_stdin);
   RETURN_IF_ERROR(AddEnv(options.env, false, request.mutable_env()));
   RETURN_IF_ERROR(AddEnv(options.secrets, true, request.mutable_env()));
+  if (options.on_terminal) {
+    const WindowSize size = LocalTerminal::Size();
+    request.mutable_pty()->set_rows(size.rows);
+    request.mutable_pty()->set_columns(size.columns);
+    if (const char* term = std::getenv("TERM"); term != nullptr)
+      request.mutable_pty()->set_term(term);
+  }
+  std::unique_ptr<SandboxApi> api;  // outlives those below, which use it
   Interrupt interrupt;
-  ASSIGN_OR_RETURN(std::unique_ptr<SandboxApi> api, SandboxApi::Connect(options.target));
+  LocalTerminal terminal;
+  // Before the connection, which starts threads.
+  CallInput input(&api, request.call_id(), options.forward_stdin, options.on_terminal);
+  ASSIGN_OR_RETURN(api, SandboxApi::Connect(options.target));
   // Ctrl-C ends the call, which then has the outcome CANCELLED; a second one ends this command.
-  interrupt.Watch([&] { api->Cancel(request.call_id()).IgnoreError(); });
+  interrupt.Watch([&] {
+    terminal.Restore();
+    api->Cancel(request.call_id()).IgnoreError();
+  });
   Sink sink(context.json);
-  StdinFeeder feeder(api.get(), request.call_id());
-  ASSIGN_OR_RETURN(sandbox_wire::Result result,
-                   api->Execute(request, [&](const sandbox_wire::ExecuteEvent& event) {
-                     if (event.has_output()) sink.Take(event.output());
-                     bool live = event.has_started() && !event.started().replayed();
-                     if (live && options.forward_stdin) feeder.Start();
-                   }));
-  return Finish(context, request.call_id(), result, sink);
+  absl::StatusOr<sandbox_wire::Result> result =
+      api->Execute(request, [&](const sandbox_wire::ExecuteEvent& event) {
+        if (event.has_output()) sink.Take(event.output());
+        if (!event.has_started() || event.started().replayed()) return;
+        if (options.on_terminal && options.forward_stdin) terminal.MakeRaw();
+        input.Start();
+      });
+  terminal.Restore();
+  RETURN_IF_ERROR(result.status());
+  return Finish(context, request.call_id(), *result, sink);
+}
+
+}  // namespace
+
+absl::StatusOr<int> ExecInSandbox(const Context& context, const SandboxOptions& options) {
+  sandbox_wire::ExecuteRequest request = options.request;
+  if (options.words.empty()) return UsageError("no command: type it after the sandbox's id");
+  request.mutable_argv()->Assign(options.words.begin(), options.words.end());
+  return Execute(context, options, std::move(request));
+}
+
+absl::StatusOr<int> ShellInSandbox(const Context& context, const SandboxOptions& options) {
+  SandboxOptions shell = options;
+  shell.on_terminal = shell.forward_stdin = true;
+  sandbox_wire::ExecuteRequest request = options.request;
+  request.mutable_argv()->Assign(options.words.begin(), options.words.end());
+  if (options.words.empty()) {
+    for (const char* word : {"sh", "-c", "command -v bash >/dev/null && exec bash; exec sh"})
+      request.add_argv(word);
+  }
+  if (request.limits().timeout_ms() == 0) request.mutable_limits()->set_timeout_ms(kShellTimeoutMs);
+  return Execute(context, shell, std::move(request));
 }
 
 absl::StatusOr<int> ShowCallOutput(const Context& context, const SandboxOptions& options) {

@@ -21,9 +21,11 @@ struct SandboxOptions {
   std::vector<std::string> ids;            // of several, or of images
   std::vector<std::string> words;          // exec: the command
   std::string call_id, from, to;           // logs, cp, image import
-  bool forward_stdin = false;
   std::string typed;    // console
   bool follow = false;  // console
+  bool forward_stdin = false, on_terminal = false;
+  bool recursive = false;  // watch
+  int events_max = 0;      // watch: then it ends; 0 for never
 };
 
 // "function", ... to its number. Usage error naming the tiers.
@@ -38,12 +40,16 @@ absl::Status AddBinds(const std::vector<std::string>& texts,
 absl::StatusOr<int> ShowTiers(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> CreateSandbox(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> ExecInSandbox(const Context& context, const SandboxOptions& options);
+// An interactive shell, or another program, on a terminal; exits as it does.
+absl::StatusOr<int> ShellInSandbox(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> ListSandboxes(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> RemoveSandboxes(const Context& context, const SandboxOptions& options);
 // The calls of a sandbox, or what one call printed.
 absl::StatusOr<int> ShowLogs(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> ShowCallOutput(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> CopyFile(const Context& context, const SandboxOptions& options);
+// Events of a directory, a line each, until Ctrl-C.
+absl::StatusOr<int> WatchSandbox(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> PauseSandboxes(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> ResumeSandboxes(const Context& context, const SandboxOptions& options);
 

@@ -29,6 +29,9 @@ std::string OutcomeName(sandbox_wire::Outcome outcome) {
 std::string StateName(sandbox_wire::SandboxState state) {
   return Word(sandbox_wire::SandboxState_Name(state), "SANDBOX_STATE_");
 }
+std::string WatchKindName(sandbox_wire::WatchEventKind kind) {
+  return Word(sandbox_wire::WatchEventKind_Name(kind), "WATCH_EVENT_KIND_");
+}
 
 Json ToJson(const rollout_wire::Job& job) {
   return {{"job_id", job.job_id()},

@@ -30,6 +30,8 @@ std::string TierName(sandbox_wire::Tier tier);
 std::string OutcomeName(sandbox_wire::Outcome outcome);
 // "running", "paused", "stopped", "lost".
 std::string StateName(sandbox_wire::SandboxState state);
+// "started", "created", "overflow", ...
+std::string WatchKindName(sandbox_wire::WatchEventKind kind);
 
 // Output bytes under `name`; where they are no UTF-8 also as they are, under `name`_base64.
 void PutBytes(Json* object, const std::string& name, std::string_view bytes);

@@ -474,6 +474,13 @@ class Containers(unittest.TestCase):
             with self.assertRaises(ConnectError) as caught:
                 fs(verb, **fields)
             self.assertEqual(caught.exception.code, code, verb)
+        command = subprocess.Popen([os.path.join(BIN_DIR, "reprise"), "sandbox", "watch", self.sandbox_id, "/tmp/w", "-r",
+                                    "--events", "2", "--json", "--server", f"unix:{self.daemon.state}/sandboxd.sock"],
+                                   stdout=subprocess.PIPE, text=True)
+        self.assertEqual(json.loads(command.stdout.readline()), {"kind": "started", "path": ""})
+        self.envd.run("touch", "/tmp/w/sub/new", "/tmp/w/x")
+        self.assertEqual([json.loads(line) for line in command.stdout][:1], [{"kind": "created", "path": "sub/new"}])
+        self.assertEqual(command.wait(timeout=60), 0)
         gone = self.envd.watch("/tmp/w")
         gone.event()
         self.envd.run("rm", "-r", "/tmp/w")
