@@ -48,8 +48,28 @@ def test_arrays(records: list[Record]) -> None:
         assert record.reward in (0.0, 1.0) and record.valid
 
 
+def test_what_tokens_were_drawn_from_and_advantages(daemons: Daemons) -> None:
+    keys = {"sampling": {"temperature": 2.0, "top_k": 5}, "output": {"kept_ids": 8, "advantage": True}}
+    with Client(daemons.state) as client:
+        client.submit(daemons.job("kept", limit=1, **keys))
+        records = list(client.records("kept", follow=True))
+    assert len(records) == 2
+    for record in records:
+        offsets, kept = record.kept_offsets, record.kept_ids
+        assert offsets is not None and kept is not None
+        counts = np.diff(offsets)
+        assert (counts == np.where(record.loss_mask == 1, 5, 0)).all()
+        for i in np.flatnonzero(counts):
+            assert record.token_ids[i] in kept[offsets[i] : offsets[i + 1]]
+        assert record.advantage is not None and record.attempt == 0 and record.cached_tokens >= 0
+        assert (record.advantages == np.where(record.loss_mask == 1, np.float32(record.advantage), 0)).all()
+    assert records[0].advantages.dtype == np.float32
+    assert abs(sum(one.advantage or 0 for one in records)) < 1e-6
+
+
 def test_no_reward_is_not_zero(ungraded: Record) -> None:
     assert ungraded.reward is None and math.isnan(ungraded.reward_or_nan)
+    assert ungraded.advantage is None and np.isnan(ungraded.advantages[ungraded.loss_mask == 1]).all()
     assert not ungraded.valid and ungraded.failure and ungraded.failure["kind"] == "grader"
 
 
