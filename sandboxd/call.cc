@@ -67,6 +67,7 @@ void Call::MarkBegun(uint64_t kept_bytes, replay::CallLog::Offsets offsets) {
     absl::MutexLock lock(&mutex_);
     decided_ = true;
     kept_bytes_ = kept_bytes;
+    since_begun_ = base::Stopwatch();
     totals_[sandbox::STREAM_STDOUT] = offsets.stdout_bytes;
     totals_[sandbox::STREAM_STDERR] = offsets.stderr_bytes;
     waiters.swap(waiters_);
@@ -292,6 +293,8 @@ void Call::Complete(sandbox::Result result) {
   std::vector<std::shared_ptr<CallStream>> readers;
   {
     absl::MutexLock lock(&mutex_);
+    host_->metrics->ended[static_cast<size_t>(result.outcome()) % kOutcomes].Add();
+    host_->metrics->run_seconds.Observe(static_cast<double>(since_begun_.ElapsedMicros()) / 1e6);
     result_ = result;
     running = std::move(running_);
     readers.swap(readers_);

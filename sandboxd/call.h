@@ -16,9 +16,11 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "replay/call_log.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "sandboxd/call_stream.h"
+#include "sandboxd/core_metrics.h"
 #include "sandboxd/substrate.h"
 #include "sandboxd/worker_pool.h"
 
@@ -45,6 +47,7 @@ class Call : public std::enable_shared_from_this<Call> {
     WorkerPool* journal_pool = nullptr;             // commits
     std::function<void(const Call&)> forget;        // the call has ended and answered everybody
     std::function<void(const Call&)> sandbox_lost;  // it ended with SANDBOX_LOST
+    CallMetrics* metrics = nullptr;
   };
 
   Call(const Host* host, std::string id, std::string sandbox_id);
@@ -118,6 +121,7 @@ class Call : public std::enable_shared_from_this<Call> {
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);  // not OK: it was abandoned
   uint64_t kept_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  base::Stopwatch since_begun_ ABSL_GUARDED_BY(mutex_);
   uint64_t totals_[3] ABSL_GUARDED_BY(mutex_) = {0, 0, 0};  // bytes in the journal, by stream
   std::vector<std::function<void()>> waiters_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<CallStream>> readers_ ABSL_GUARDED_BY(mutex_);

@@ -33,6 +33,7 @@ CallManager::CallManager(CallOptions options, replay::CallLog* log, SandboxManag
       start_pool_(options_.start_threads, options_.calls_max),
       commit_pool_(options_.commit_threads, 2 * options_.calls_max) {
   host_.log = log_;
+  host_.metrics = &metrics_;
   host_.journal_pool = &commit_pool_;
   host_.forget = [this](const Call& call) { Forget(call); };
   host_.sandbox_lost = [this](const Call& call) {
@@ -154,17 +155,21 @@ std::shared_ptr<CallStream> CallManager::Attach(std::string call_id) {
 
 void CallManager::Replay(const StreamPtr& stream, const std::string& call_id,
                          sandbox::Result result) {
+  metrics_.replayed.Add();
   result.set_replayed(true);
   stream->Begin(call_id, /*replayed=*/true, /*attached=*/false);
   stream->Finish(result);
 }
 
 void CallManager::PostAdmit(RequestPtr request, StreamPtr stream) {
-  if (!admit_pool_.TryPost([this, request, stream] { Admit(request, stream); }))
-    stream->Fail(Refusal());
+  const base::Stopwatch waited;
+  if (admit_pool_.TryPost([this, request, stream, waited] { Admit(request, stream, waited); }))
+    return;
+  metrics_.refused.Add();
+  stream->Fail(Refusal());
 }
 
-void CallManager::Admit(RequestPtr request, StreamPtr stream) {
+void CallManager::Admit(RequestPtr request, StreamPtr stream, const base::Stopwatch& waited) {
   if (stream->failed()) return;  // the caller has gone: nothing was begun for it
   const std::string& id = request->call_id();
   CallPtr call = Lookup(id);
@@ -200,16 +205,20 @@ void CallManager::Admit(RequestPtr request, StreamPtr stream) {
   bool mine = false;
   absl::StatusOr<CallPtr> claimed = Claim(*request, &mine);
   if (!claimed.ok()) {
+    metrics_.refused.Add();
     stream->Fail(claimed.status());
   } else if (!mine) {
     (*claimed)->WhenDecided([this, request, stream] { PostAdmit(request, stream); });
   } else if (!start_pool_.TryPost(
-                 [this, call = *claimed, request, stream] { Begin(call, request, stream); })) {
+                 [this, call = *claimed, request, stream, waited] {
+                   Begin(call, request, stream, waited);
+                 })) {
     GiveUp(*claimed, Refusal(), stream);
   }
 }
 
 void CallManager::Join(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream) {
+  metrics_.joined.Add();
   if (!call->Unpark()) {
     call->AddReader(stream, /*attached=*/true);
     return;
@@ -231,12 +240,14 @@ void CallManager::Join(const CallPtr& call, const RequestPtr& request, const Str
 }
 
 void CallManager::GiveUp(const CallPtr& call, const absl::Status& status, const StreamPtr& stream) {
+  metrics_.refused.Add();
   Forget(*call);  // first: whoever waited for the decision claims the id anew
   stream->Fail(status);
   call->Abandon(status);
 }
 
-void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream) {
+void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream,
+                        const base::Stopwatch& waited) {
   if (call->decided())
     return GiveUp(call, Stopping(), stream);  // abandoned while it waited for a thread
   absl::StatusOr<SandboxManager::Lease> lease = sandboxes_->Use(request->sandbox_id());
@@ -250,6 +261,8 @@ void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const St
   *intent.mutable_request() = *request;
   intent.set_boot_id(options_.boot_id);
   intent.set_placement(*placement);
+  metrics_.queue_seconds.Observe(static_cast<double>(waited.ElapsedMicros()) / 1e6);
+  const base::Stopwatch writing;
   absl::StatusOr<replay::journal::CallIntent> begun = log_->Begin(std::move(intent));
   if (!begun.ok()) {
     lease->substrate->Unreserve(*placement);
@@ -260,6 +273,7 @@ void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const St
     }
     return GiveUp(call, begun.status(), stream);
   }
+  metrics_.intent_seconds.Observe(static_cast<double>(writing.ElapsedMicros()) / 1e6);
   base::FailPoint("call.intent");
   call->MarkBegun(KeptBytes(*request, *lease->spec), {});
   call->AddReader(stream, /*attached=*/false);
@@ -335,6 +349,11 @@ absl::StatusOr<sandbox::ExecuteRequest> CallManager::RequestOf(const std::string
   RETURN_IF_ERROR(base::CheckId(call_id, "call_id", /*allow_slash=*/true));
   ASSIGN_OR_RETURN(const replay::CallLog::Found found, log_->FindById(call_id));
   return found.intent.request();
+}
+
+size_t CallManager::unfinished() {
+  absl::MutexLock lock(&mutex_);
+  return calls_.size();
 }
 
 absl::StatusOr<sandbox::ListCallsResponse> CallManager::ListCalls(const std::string& sandbox_id) {

@@ -15,10 +15,12 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "replay/call_log.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "sandboxd/call.h"
 #include "sandboxd/call_stream.h"
+#include "sandboxd/core_metrics.h"
 #include "sandboxd/sandbox_manager.h"
 #include "sandboxd/worker_pool.h"
 
@@ -59,6 +61,8 @@ class CallManager {
   absl::Status Resize(const sandbox::ResizeRequest& request);
   // As the journal has it: without secrets. NOT_FOUND.
   absl::StatusOr<sandbox::ExecuteRequest> RequestOf(const std::string& call_id);
+  const CallMetrics& metrics() const { return metrics_; }
+  size_t unfinished() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<sandbox::ListCallsResponse> ListCalls(const std::string& sandbox_id);
   // Ends the sandbox's calls with CANCELLED and removes it. False when it was stopped before.
   absl::StatusOr<bool> Stop(const std::string& sandbox_id);
@@ -75,13 +79,15 @@ class CallManager {
 
   // ---- admission (call_manager.cc)
   void PostAdmit(RequestPtr request, StreamPtr stream);
-  void Admit(RequestPtr request, StreamPtr stream);
+  // `waited` runs since the request was posted.
+  void Admit(RequestPtr request, StreamPtr stream, const base::Stopwatch& waited);
   void Replay(const StreamPtr& stream, const std::string& call_id, sandbox::Result result);
   void Join(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream);
   absl::StatusOr<CallPtr> Claim(const sandbox::ExecuteRequest& request, bool* mine)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // Reserves, writes INTENT, starts.
-  void Begin(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream);
+  void Begin(const CallPtr& call, const RequestPtr& request, const StreamPtr& stream,
+             const base::Stopwatch& waited);
   void GiveUp(const CallPtr& call, const absl::Status& status, const StreamPtr& stream);
   CallPtr Lookup(const std::string& call_id) ABSL_LOCKS_EXCLUDED(mutex_);
   void Forget(const Call& call) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -108,6 +114,7 @@ class CallManager {
   const CallOptions options_;
   replay::CallLog* const log_;
   SandboxManager* const sandboxes_;
+  CallMetrics metrics_;
   Call::Host host_;  // constant after construction
 
   absl::Mutex mutex_;

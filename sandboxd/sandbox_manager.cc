@@ -202,8 +202,16 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Create(
   if (absl::StatusOr<journal::SandboxRecord> stored = log_->GetSandbox(id); stored.ok()) {
     return Existing(*stored, entry.get(), request.spec());
   }
+  const base::Stopwatch watch;
   absl::StatusOr<sandbox::CreateResponse> made = Make(entry.get(), request.spec());
-  if (!made.ok()) Drop(id);
+  SandboxMetrics::OfTier& metrics =
+      metrics_.tiers[static_cast<size_t>(request.spec().tier()) % kTiers];
+  if (made.ok()) {
+    metrics.create_seconds.Observe(static_cast<double>(watch.ElapsedMicros()) / 1e6);
+  } else {
+    metrics.failed.Add();
+    Drop(id);
+  }
   return made;
 }
 
@@ -259,6 +267,24 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry,
   entry->record = std::move(record);
   entry->spec = std::move(full);
   return response;
+}
+
+std::map<std::pair<sandbox::Tier, sandbox::SandboxState>, size_t> SandboxManager::Count() {
+  std::vector<EntryPtr> entries;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& [id, entry] : entries_) entries.push_back(entry);
+  }
+  std::map<std::pair<sandbox::Tier, sandbox::SandboxState>, size_t> counts;
+  for (const EntryPtr& entry : entries) {
+    absl::MutexLock lock(&entry->mutex);
+    // Not made yet, or stopped while this looked.
+    if (entry->record.state() == sandbox::SANDBOX_STATE_UNSPECIFIED ||
+        entry->record.state() == sandbox::SANDBOX_STATE_STOPPED)
+      continue;
+    ++counts[{entry->record.spec().tier(), entry->record.state()}];
+  }
+  return counts;
 }
 
 absl::StatusOr<sandbox::Sandbox> SandboxManager::Get(const std::string& id) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -17,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "replay/call_log.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
+#include "sandboxd/core_metrics.h"
 #include "sandboxd/substrate.h"
 
 namespace reprise::sandboxd {
@@ -66,6 +68,11 @@ class SandboxManager {
   sandbox::Limits DefaultLimits(sandbox::Tier tier) const;
   const Tiers& tiers() const { return tiers_; }
 
+  const SandboxMetrics& metrics() const { return metrics_; }
+  // Of this daemon's table: those that are not stopped.
+  std::map<std::pair<sandbox::Tier, sandbox::SandboxState>, size_t> Count()
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
  private:
   struct Entry {
     explicit Entry(std::string entry_id) : id(std::move(entry_id)) {}
@@ -100,6 +107,7 @@ class SandboxManager {
   const SandboxOptions options_;
   replay::CallLog* const log_;
   const Tiers tiers_;
+  SandboxMetrics metrics_;
   std::map<sandbox::Tier, sandbox::Limits> default_limits_;  // constant after construction
 
   absl::Mutex mutex_;

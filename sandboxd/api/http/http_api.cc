@@ -9,6 +9,7 @@
 #include "sandboxd/api/auth.h"
 #include "sandboxd/api/http/access.h"
 #include "sandboxd/api/http/e2b.h"
+#include "sandboxd/api/http/metrics.h"
 #include "sandboxd/api/http/names.h"
 #include "sandboxd/api/http/routes.h"
 #include "sandboxd/api/http/surface.h"
@@ -39,6 +40,7 @@ class HttpApiImpl final : public HttpApi {
     ASSIGN_OR_RETURN(leases_, LeaseTable::Open(store_.get(), /*family=*/0));
     Router router;
     AddAllRoutes(surface_, leases_.get(), &router);
+    if (options.journal != nullptr) AddMetricsRoute(surface_, options.journal, &router);
     ::reprise::http::ServerOptions server;
     server.listen = options.listen;
     server.tls_cert = options.tls_cert;

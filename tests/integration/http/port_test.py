@@ -84,6 +84,35 @@ class Port(unittest.TestCase):
         finally:
             daemon.close()
 
+    def test_metrics_tell_sandboxes_and_calls(self):
+        daemon = Daemon(BIN_DIR, "--containerd", "")
+        try:
+            self.assertEqual(daemon.request("GET", "/metrics", owner=False).status, 401)
+            reply = daemon.request("GET", "/metrics")
+            self.assertEqual(reply.status, 200)
+            self.assertIn("version=0.0.4", reply.headers["content-type"])
+            self.assertIn(b"\nreprise_journal_healthy 1\n", reply.body)
+            self.assertIn(b"\nreprise_calls_unfinished 0\n", reply.body)
+            if not daemon.function_tier():
+                self.skipTest("the function tier is not usable on this host")
+            def values():
+                lines = daemon.request("GET", "/metrics").body.decode().splitlines()
+                return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[0] != "#"}
+
+            before = values()
+            daemon.request("POST", "/v2/sandboxes", {"templateID": "any@function"})
+            daemon.request("POST", "/run_code", {"language": "bash", "code": "exit 3"})
+            after = values()
+            for name, more in (('reprise_sandboxes{tier="function",state="running"}', 1),
+                               ('reprise_sandbox_create_seconds_count{tier="function"}', 1),
+                               ('reprise_calls_total{outcome="exited"}', 1),
+                               ("reprise_call_run_seconds_count", 1), ("reprise_call_queue_seconds_count", 1),
+                               ("reprise_journal_commit_seconds_count", 1)):
+                self.assertEqual(after[name] - before.get(name, 0), more, name)
+            self.assertGreater(after["reprise_journal_bytes_total"], before["reprise_journal_bytes_total"])
+        finally:
+            daemon.close()
+
 
 if __name__ == "__main__":
     BIN_DIR = sys.argv.pop(1)
