@@ -179,5 +179,66 @@ TEST_F(DeliveryTest, AJobWhoseFilesAreGoneIsNotDelivered) {
   EXPECT_THAT(Message(taken.status()), HasSubstr("the task set changed"));
 }
 
+TEST_F(DeliveryTest, GroupsOfAgentsOutsideAreDeliveredLikeOthers) {
+  journal::JobRecord record;
+  record.set_job_id("outside");
+  record.set_state(journal::JOB_STATE_RUNNING);
+  record.mutable_external()->set_group_size(2);
+  JobRun run(record);
+  auto seal = [&](const std::string& group, const std::string& name) {
+    auto index = run.Place(group, name);
+    ASSERT_TRUE(index.ok()) << index.status();
+    Summary summary;
+    summary.sealed = true;
+    run.Update(*index, summary);
+  };
+  auto take = [&] {
+    auto leases = delivery_->Take(run, 10, kLeaseMs, false);
+    EXPECT_TRUE(leases.ok()) << leases.status();
+    std::vector<std::pair<uint32_t, uint64_t>> out;
+    for (const Delivery::Lease& lease : *leases) out.emplace_back(lease.group, lease.attempt);
+    return out;
+  };
+  seal("g", "a");
+  seal("h", "c");
+  EXPECT_THAT(take(), IsEmpty());  // each group has a place that nobody took
+  seal("h", "d");
+  EXPECT_THAT(take(), ElementsAre(Pair(1, 1)));
+  seal("g", "b");
+  EXPECT_THAT(take(), ElementsAre(Pair(0, 1)));
+  ASSERT_TRUE(delivery_->Ack(run, {{1, 1}}).ok());
+  now_us_ += kLeaseMs * 1000 + 1;
+  Restart();
+  EXPECT_THAT(take(), ElementsAre(Pair(0, 2)));
+  EXPECT_EQ(delivery_->Ack(run, {{0, 1}}).code(), kRefused);
+  EXPECT_TRUE(delivery_->Ack(run, {{0, 2}}).ok());
+  EXPECT_EQ(delivery_->Count(run)->acknowledged, 2u);
+}
+
+TEST_F(DeliveryTest, ADroppedGroupIsWithNobody) {
+  files_.Write("tasks.jsonl", "{\"id\": \"a\", \"prompt\": \"1\"}\n");
+  auto job = files_.Load("group_size = 2\non_invalid = \"replace\"\nreplacements = 1\n" +
+                         std::string(kJobTop) + kMatchReward);
+  ASSERT_TRUE(job.ok()) << job.status();
+  journal::JobRecord record;
+  record.set_job_id("j");
+  record.set_state(journal::JOB_STATE_RUNNING);
+  JobRun run(*std::move(job), record);
+  Summary good, bad;
+  bad.valid = false;
+  bad.retriable = true;
+  EXPECT_EQ(run.Seal(0, good), JobRun::After::kStands);
+  EXPECT_EQ(run.Seal(1, bad), JobRun::After::kReplaced);
+  EXPECT_EQ(run.trajectory_id(1), "j/000000/1.r1");
+  EXPECT_EQ(run.replaced_ids(1), std::vector<std::string>{"j/000000/1"});
+  EXPECT_EQ(delivery_->Count(run)->pending, 1u);
+  EXPECT_EQ(run.Seal(1, bad), JobRun::After::kDropsItsGroup);
+  EXPECT_TRUE(run.AllSealed());
+  EXPECT_EQ(delivery_->Count(run)->dropped, 1u);
+  EXPECT_TRUE(delivery_->Take(run, 10, kLeaseMs, false)->empty());
+  EXPECT_EQ(run.ToProto().dropped_groups(), 1u);
+  EXPECT_EQ(run.ToProto().replaced(), 1u);
+}
+
 }  // namespace
 }  // namespace reprise::rollout
