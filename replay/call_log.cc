@@ -26,7 +26,8 @@ enum CallFamily : storage::Family {
   kRunning,
   kOrder,
   kOutput,
-  kTotals
+  kTotals,
+  kSnapshots
 };
 
 constexpr size_t kChunkBytes = 64 << 10;
@@ -92,6 +93,33 @@ class CallLogImpl final : public CallLog {
     return records;
   }
 
+  absl::Status PutSnapshot(const journal::SnapshotRecord& record) override {
+    storage::Batch batch;
+    batch.Put(kSnapshots, IdNumberKey(record.sandbox_id(), record.number()),
+              record.SerializeAsString());
+    return store_->Commit(std::move(batch));
+  }
+
+  absl::Status DropSnapshot(std::string_view sandbox_id, uint64_t number) override {
+    storage::Batch batch;
+    batch.Delete(kSnapshots, IdNumberKey(sandbox_id, number));
+    return store_->Commit(std::move(batch));
+  }
+
+  absl::StatusOr<std::vector<journal::SnapshotRecord>> ListSnapshots(
+      std::string_view sandbox_id) override {
+    std::vector<journal::SnapshotRecord> records;
+    RETURN_IF_ERROR(store_->Scan(
+        kSnapshots, sandbox_id.empty() ? std::string() : IdPrefix(sandbox_id),
+        [&](std::string_view key, std::string_view payload) -> absl::Status {
+          ASSIGN_OR_RETURN(journal::SnapshotRecord record,
+                           Parse<journal::SnapshotRecord>(payload, key.substr(0, key.find('\0'))));
+          records.push_back(std::move(record));
+          return absl::OkStatus();
+        }));
+    return records;
+  }
+
   absl::StatusOr<Found> FindById(std::string_view call_id) override {
     absl::StatusOr<std::string> payload = store_->Get(kCalls, call_id);
     if (absl::IsNotFound(payload.status())) {
@@ -140,7 +168,8 @@ class CallLogImpl final : public CallLog {
         return absl::AlreadyExistsError(fmt::format("call id \"{}\" is taken", call_id));
       }
       if (!absl::IsNotFound(existing.status())) return existing.status();
-      ASSIGN_OR_RETURN(uint64_t ordinal, NextOrdinal(sandbox_id));
+      ASSIGN_OR_RETURN(uint64_t* const next, NextOrdinal(sandbox_id));
+      const uint64_t ordinal = (*next)++;
       intent.set_ordinal(ordinal);
       storage::Batch batch;
       batch.Put(kCalls, call_id, intent.SerializeAsString());
@@ -248,6 +277,12 @@ class CallLogImpl final : public CallLog {
     return intents;
   }
 
+  absl::StatusOr<uint64_t> CountCalls(std::string_view sandbox_id) override {
+    absl::MutexLock lock(&mutex_);
+    ASSIGN_OR_RETURN(const uint64_t* const next, NextOrdinal(std::string(sandbox_id)));
+    return *next;
+  }
+
   absl::StatusOr<std::vector<Found>> ListCalls(std::string_view sandbox_id) override {
     std::vector<std::string> ids;
     RETURN_IF_ERROR(
@@ -273,7 +308,7 @@ class CallLogImpl final : public CallLog {
   }
 
   // The next free place in a sandbox's order.
-  absl::StatusOr<uint64_t> NextOrdinal(const std::string& sandbox_id)
+  absl::StatusOr<uint64_t*> NextOrdinal(const std::string& sandbox_id)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     auto it = next_ordinal_.find(sandbox_id);
     if (it == next_ordinal_.end()) {
@@ -285,7 +320,7 @@ class CallLogImpl final : public CallLog {
           }));
       it = next_ordinal_.emplace(sandbox_id, next).first;
     }
-    return it->second++;
+    return &it->second;
   }
 
   // Queues output under the lock, so that the order of the log is the order of the offsets. `done`
@@ -384,7 +419,7 @@ class CallLogImpl final : public CallLog {
 }  // namespace
 
 std::vector<std::string> CallLogFamilies() {
-  return {"sandboxes", "calls", "results", "running", "order", "output", "totals"};
+  return {"sandboxes", "calls", "results", "running", "order", "output", "totals", "snapshots"};
 }
 
 absl::StatusOr<std::unique_ptr<CallLog>> CallLog::Open(storage::Store* store) {

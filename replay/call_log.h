@@ -40,6 +40,14 @@ class CallLog {
   virtual absl::StatusOr<journal::SandboxRecord> GetSandbox(std::string_view id) = 0;
   virtual absl::StatusOr<std::vector<journal::SandboxRecord>> ListSandboxes() = 0;
 
+  // ---- snapshots
+  virtual absl::Status PutSnapshot(const journal::SnapshotRecord& record) = 0;  // durable on return
+  // Forgets one; durable on return. OK when it is not there.
+  virtual absl::Status DropSnapshot(std::string_view sandbox_id, uint64_t number) = 0;
+  // Of one sandbox, by number; of all sandboxes for "".
+  virtual absl::StatusOr<std::vector<journal::SnapshotRecord>> ListSnapshots(
+      std::string_view sandbox_id) = 0;
+
   // ---- calls
   struct Found {
     journal::CallIntent intent;
@@ -87,6 +95,8 @@ class CallLog {
   // All calls without a RESULT, in the order of their INTENT: what a restarted daemon has to look
   // after.
   virtual absl::StatusOr<std::vector<journal::CallIntent>> Running() = 0;
+  // Calls of one sandbox that were begun: the ordinal of the next one.
+  virtual absl::StatusOr<uint64_t> CountCalls(std::string_view sandbox_id) = 0;
   // Calls of one sandbox in log order.
   virtual absl::StatusOr<std::vector<Found>> ListCalls(std::string_view sandbox_id) = 0;
 };

@@ -288,6 +288,7 @@ void Call::Complete(sandbox::Result result) {
     Abandon(status);
     return;
   }
+  host_->written(*this);
   base::FailPoint("call.completed");
   std::shared_ptr<RunningCall> running;
   std::vector<std::shared_ptr<CallStream>> readers;

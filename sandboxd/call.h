@@ -45,6 +45,7 @@ class Call : public std::enable_shared_from_this<Call> {
   struct Host {
     replay::CallLog* log = nullptr;
     WorkerPool* journal_pool = nullptr;             // commits
+    std::function<void(const Call&)> written;       // its RESULT is durable, nobody knows yet
     std::function<void(const Call&)> forget;        // the call has ended and answered everybody
     std::function<void(const Call&)> sandbox_lost;  // it ended with SANDBOX_LOST
     CallMetrics* metrics = nullptr;

@@ -36,6 +36,7 @@ CallManager::CallManager(CallOptions options, replay::CallLog* log, SandboxManag
   host_.metrics = &metrics_;
   host_.journal_pool = &commit_pool_;
   host_.forget = [this](const Call& call) { Forget(call); };
+  host_.written = [this](const Call& call) { gate_.Leave(call.sandbox_id(), call.id()); };
   host_.sandbox_lost = [this](const Call& call) {
     if (!admit_pool_.TryPost([this, id = call.sandbox_id()] { sandboxes_->CheckLost(id); })) {
       base::LogWarn(
@@ -52,6 +53,7 @@ void CallManager::Detach() {
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
+    sandboxes_->Stopping();
     for (const auto& [id, call] : calls_) calls.push_back(call);
   }
   for (const CallPtr& call : calls) call->Abandon(Stopping());
@@ -77,7 +79,9 @@ CallManager::CallPtr CallManager::Lookup(const std::string& call_id) {
 void CallManager::Forget(const Call& call) {
   absl::MutexLock lock(&mutex_);
   auto found = calls_.find(call.id());
-  if (found != calls_.end() && found->second.get() == &call) calls_.erase(found);
+  if (found == calls_.end() || found->second.get() != &call) return;
+  calls_.erase(found);
+  gate_.Leave(call.sandbox_id(), call.id());
 }
 
 std::vector<CallManager::CallPtr> CallManager::CallsOf(const std::string& sandbox_id) {
@@ -250,8 +254,20 @@ void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const St
                         const base::Stopwatch& waited) {
   if (call->decided())
     return GiveUp(call, Stopping(), stream);  // abandoned while it waited for a thread
+  const bool restore = request->on_interrupt() == sandbox::INTERRUPT_POLICY_RESTORE;
+  if (absl::Status entered = gate_.Enter(request->sandbox_id(), call->id(), /*alone=*/restore);
+      !entered.ok()) {
+    return GiveUp(call, entered, stream);
+  }
   absl::StatusOr<SandboxManager::Lease> lease = sandboxes_->Use(request->sandbox_id());
   if (!lease.ok()) return GiveUp(call, lease.status(), stream);
+  std::string snapshot_id;
+  if (restore) {
+    absl::StatusOr<std::string> taken =
+        sandboxes_->SnapshotBefore(request->sandbox_id(), call->id());
+    if (!taken.ok()) return GiveUp(call, taken.status(), stream);
+    snapshot_id = *std::move(taken);
+  }
   absl::StatusOr<std::string> placement = lease->substrate->Reserve(lease->ref());
   if (!placement.ok()) return GiveUp(call, placement.status(), stream);
 
@@ -261,6 +277,7 @@ void CallManager::Begin(const CallPtr& call, const RequestPtr& request, const St
   *intent.mutable_request() = *request;
   intent.set_boot_id(options_.boot_id);
   intent.set_placement(*placement);
+  intent.set_snapshot_id(snapshot_id);
   metrics_.queue_seconds.Observe(static_cast<double>(waited.ElapsedMicros()) / 1e6);
   const base::Stopwatch writing;
   absl::StatusOr<replay::journal::CallIntent> begun = log_->Begin(std::move(intent));
@@ -311,7 +328,10 @@ absl::Status CallManager::WriteStdin(const sandbox::WriteStdinRequest& request) 
                     kStdinWriteMax));
   }
   CallPtr call = Lookup(request.call_id());
-  if (call != nullptr) return call->WriteStdin(request.data(), request.eof());
+  if (call != nullptr) {
+    ASSIGN_OR_RETURN(const auto change, sandboxes_->BeginChange(call->sandbox_id()));
+    return call->WriteStdin(request.data(), request.eof());
+  }
   RETURN_IF_ERROR(log_->FindById(request.call_id()).status());
   return absl::FailedPreconditionError(fmt::format("call {} has ended", request.call_id()));
 }
@@ -336,7 +356,10 @@ absl::Status CallManager::Signal(const sandbox::SignalRequest& request) {
     if (request.cancel()) return absl::OkStatus();  // it has ended
     return absl::FailedPreconditionError(fmt::format("call {} has ended", request.call_id()));
   }
-  if (!request.cancel()) return call->Signal(request.signal());
+  if (!request.cancel()) {
+    ASSIGN_OR_RETURN(const auto change, sandboxes_->BeginChange(call->sandbox_id()));
+    return call->Signal(request.signal());
+  }
   if (call->Unpark()) {
     call->EndWith(MakeResult(sandbox::OUTCOME_CANCELLED,
                              "cancelled by request while it waited for its caller"));
@@ -377,6 +400,22 @@ absl::StatusOr<sandbox::ListCallsResponse> CallManager::ListCalls(const std::str
 
 absl::StatusOr<bool> CallManager::Stop(const std::string& sandbox_id) {
   return sandboxes_->Stop(sandbox_id, [&] { EndCallsOf(sandbox_id); });
+}
+
+absl::StatusOr<sandbox::SnapshotInfo> CallManager::Snapshot(
+    const sandbox::SnapshotRequest& request) {
+  const SandboxGate::Closed closed(&gate_, request.sandbox_id());
+  return sandboxes_->Snapshot(request, closed.quiet(), /*call_id=*/"");
+}
+
+absl::StatusOr<sandbox::CreateResponse> CallManager::Fork(const sandbox::ForkRequest& request) {
+  const SandboxGate::Closed closed(&gate_, request.sandbox_id());
+  return sandboxes_->Fork(request, closed.quiet());
+}
+
+absl::StatusOr<sandbox::RestoreResponse> CallManager::Restore(const std::string& sandbox_id) {
+  const SandboxGate::Closed closed(&gate_, sandbox_id);
+  return sandboxes_->Restore(sandbox_id, closed.quiet());
 }
 
 void CallManager::EndCallsOf(const std::string& sandbox_id) {

@@ -21,6 +21,7 @@
 #include "sandboxd/call.h"
 #include "sandboxd/call_stream.h"
 #include "sandboxd/core_metrics.h"
+#include "sandboxd/sandbox_gate.h"
 #include "sandboxd/sandbox_manager.h"
 #include "sandboxd/worker_pool.h"
 
@@ -67,6 +68,11 @@ class CallManager {
   // Ends the sandbox's calls with CANCELLED and removes it. False when it was stopped before.
   absl::StatusOr<bool> Stop(const std::string& sandbox_id);
 
+  // Calls that come meanwhile wait.
+  absl::StatusOr<sandbox::SnapshotInfo> Snapshot(const sandbox::SnapshotRequest& request);
+  absl::StatusOr<sandbox::CreateResponse> Fork(const sandbox::ForkRequest& request);
+  absl::StatusOr<sandbox::RestoreResponse> Restore(const std::string& sandbox_id);
+
   // Takes nothing new, ends every stream with UNAVAILABLE, detaches from every call: they live on.
   void Detach();
   // Detach, then waits for the threads: the journal may be closed afterwards. Idempotent.
@@ -107,15 +113,20 @@ class CallManager {
   absl::Status StartElsewhere(const CallPtr& call, const std::string& sandbox_id,
                               const sandbox::ExecuteRequest& request, bool from_caller,
                               const std::string& unused);
-  absl::Status Interrupted(const CallPtr& call, const SandboxManager::Lease& lease,
+  absl::Status Interrupted(const CallPtr& call, const replay::journal::CallIntent& intent,
                            const sandbox::ExecuteRequest& request, const std::string& why,
                            bool from_caller);
+  // Rolls the sandbox back to the snapshot before the call and starts it there.
+  absl::Status RestoreAndStart(const CallPtr& call, const replay::journal::CallIntent& intent,
+                               const sandbox::ExecuteRequest& request, const std::string& why,
+                               bool from_caller);
 
   const CallOptions options_;
   replay::CallLog* const log_;
   SandboxManager* const sandboxes_;
   CallMetrics metrics_;
   Call::Host host_;  // constant after construction
+  SandboxGate gate_;
 
   absl::Mutex mutex_;
   absl::flat_hash_map<std::string, CallPtr> calls_ ABSL_GUARDED_BY(mutex_);

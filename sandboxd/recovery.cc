@@ -21,6 +21,7 @@ absl::Status CallManager::Recover() {
       absl::MutexLock lock(&mutex_);
       calls_[intent.call_id()] = call;
     }
+    gate_.Adopt(intent.sandbox_id(), intent.call_id(), /*alone=*/!intent.snapshot_id().empty());
     ASSIGN_OR_RETURN(replay::CallLog::Offsets offsets, log_->OutputOffsets(intent.call_id()));
     sandbox::SandboxSpec spec;
     if (absl::StatusOr<sandbox::Sandbox> box = sandboxes_->Get(intent.sandbox_id()); box.ok())
@@ -51,6 +52,9 @@ absl::Status CallManager::TakeUp(const CallPtr& call, const replay::journal::Cal
   if (!stored.ok()) return park(stored.status());
   const sandbox::Sandbox& box = *stored;
   if (box.state() == sandbox::SANDBOX_STATE_LOST) {
+    const std::string lost = fmt::format("sandbox {} was lost: {}", box.id(), box.message());
+    if (!intent.snapshot_id().empty())
+      return RestoreAndStart(call, intent, request, lost, from_caller);
     call->EndWith(MakeResult(sandbox::OUTCOME_SANDBOX_LOST,
                              fmt::format("sandbox {} is lost: {}", box.id(), box.message())));
     return absl::OkStatus();
@@ -80,25 +84,56 @@ absl::Status CallManager::TakeUp(const CallPtr& call, const replay::journal::Cal
       return StartElsewhere(call, lease.id, request, from_caller, intent.placement());
     }
   }
-  return Interrupted(call, lease, request, why, from_caller);
+  return Interrupted(call, intent, request, why, from_caller);
 }
 
-absl::Status CallManager::Interrupted(const CallPtr& call, const SandboxManager::Lease& lease,
+absl::Status CallManager::Interrupted(const CallPtr& call,
+                                      const replay::journal::CallIntent& intent,
                                       const sandbox::ExecuteRequest& request,
                                       const std::string& why, bool from_caller) {
-  switch (request.on_interrupt()) {
-    case sandbox::INTERRUPT_POLICY_RERUN:
-      base::LogInfo(fmt::format("call {} runs again, as its caller allowed: {}", call->id(), why));
-      return StartElsewhere(call, lease.id, request, from_caller, /*unused=*/"");
-    case sandbox::INTERRUPT_POLICY_RESTORE:
-      call->EndWith(MakeResult(sandbox::OUTCOME_INTERRUPTED,
-                               fmt::format("{}; {} has no snapshots to restore from", why,
-                                           sandbox::Tier_Name(lease.spec->tier()))));
-      return absl::OkStatus();
-    default:
-      call->EndWith(MakeResult(sandbox::OUTCOME_INTERRUPTED, why));
-      return absl::OkStatus();
+  const bool restore = request.on_interrupt() == sandbox::INTERRUPT_POLICY_RESTORE;
+  if (restore && !intent.snapshot_id().empty())
+    return RestoreAndStart(call, intent, request, why, from_caller);
+  // Nothing of a call is in a sandbox that keeps nothing: it is as it was before.
+  const absl::StatusOr<SandboxManager::Lease> lease = sandboxes_->Find(intent.sandbox_id());
+  const bool nothing_kept = lease.ok() && !lease->substrate->KeepsState();
+  if ((restore && nothing_kept) || request.on_interrupt() == sandbox::INTERRUPT_POLICY_RERUN) {
+    base::LogInfo(fmt::format("call {} runs again, as its caller allowed: {}", call->id(), why));
+    return StartElsewhere(call, intent.sandbox_id(), request, from_caller, /*unused=*/"");
   }
+  call->EndWith(MakeResult(sandbox::OUTCOME_INTERRUPTED,
+                           restore ? why + "; there is no snapshot from before the call" : why));
+  return absl::OkStatus();
+}
+
+absl::Status CallManager::RestoreAndStart(const CallPtr& call,
+                                          const replay::journal::CallIntent& intent,
+                                          const sandbox::ExecuteRequest& request,
+                                          const std::string& why, bool from_caller) {
+  auto park = [&](absl::Status status) {
+    call->Park(std::string(status.message()));
+    return status;
+  };
+  if (!from_caller && HasSecrets(request.env())) {
+    return park(absl::FailedPreconditionError(
+        fmt::format("call {} needs secret values that only its caller has: send its Execute again",
+                    call->id())));
+  }
+  if (call->cancelled()) {
+    call->EndWith(MakeResult(sandbox::OUTCOME_CANCELLED, "cancelled before it was run again"));
+    return absl::OkStatus();
+  }
+  const absl::Status back = sandboxes_->RollBack(intent.sandbox_id(), intent.snapshot_id());
+  if (absl::IsUnavailable(back)) return park(back);
+  if (!back.ok()) {
+    call->EndWith(
+        MakeResult(sandbox::OUTCOME_INTERRUPTED,
+                   fmt::format("{}; it was not rolled back: {}", why, back.message())));
+    return absl::OkStatus();
+  }
+  base::LogInfo(fmt::format("call {} runs again in its sandbox as it was before: {}", call->id(),
+                            why));
+  return StartElsewhere(call, intent.sandbox_id(), request, from_caller, /*unused=*/"");
 }
 
 absl::Status CallManager::StartElsewhere(const CallPtr& call, const std::string& sandbox_id,

@@ -14,15 +14,8 @@
 #include "sandboxd/spec.h"
 
 namespace reprise::sandboxd {
-namespace {
 
 namespace journal = replay::journal;
-
-bool IsLive(sandbox::SandboxState state) {
-  return state == sandbox::SANDBOX_STATE_RUNNING || state == sandbox::SANDBOX_STATE_PAUSED;
-}
-
-}  // namespace
 
 SandboxManager::SandboxManager(SandboxOptions options, replay::CallLog* log, Tiers tiers)
     : options_(std::move(options)), log_(log), tiers_(std::move(tiers)) {
@@ -82,6 +75,10 @@ absl::Status SandboxManager::Recover() {
   ASSIGN_OR_RETURN(std::vector<journal::SandboxRecord> records, log_->ListSandboxes());
   for (const journal::SandboxRecord& record : records) {
     if (record.state() != sandbox::SANDBOX_STATE_STOPPED) RETURN_IF_ERROR(Adopt(record));
+    if (IsLive(record.state())) continue;
+    const absl::Status dropped = DropUnfinished(record.id(), record.spec().tier());
+    if (!dropped.ok())
+      base::LogWarn(fmt::format("sandbox {}: {}", record.id(), dropped.message()));
   }
   return absl::OkStatus();
 }
@@ -136,7 +133,11 @@ absl::Status SandboxManager::Reach(Entry* entry) {
     entry->unreached = false;
     if (found.ok()) entry->spec = std::move(spec);
   }
-  if (found.ok()) return absl::OkStatus();
+  if (found.ok()) {
+    if (absl::Status status = GoOn(entry); !status.ok())
+      base::LogWarn(fmt::format("sandbox {}: {}", record.id(), status.message()));
+    return absl::OkStatus();
+  }
   base::LogWarn(fmt::format("sandbox {} is lost: {}", record.id(), found.message()));
   RETURN_IF_ERROR(SetState(entry, sandbox::SANDBOX_STATE_LOST, std::string(found.message())));
   return absl::OkStatus();
@@ -144,6 +145,14 @@ absl::Status SandboxManager::Reach(Entry* entry) {
 
 absl::Status SandboxManager::SetState(Entry* entry, sandbox::SandboxState state,
                                       std::string message) {
+  return PutRecord(entry, [&](journal::SandboxRecord* record) {
+    record->set_state(state);
+    record->set_message(std::move(message));
+  });
+}
+
+absl::Status SandboxManager::PutRecord(Entry* entry,
+                                       const std::function<void(journal::SandboxRecord*)>& change) {
   journal::SandboxRecord record;
   {
     absl::MutexLock lock(&entry->mutex);
@@ -154,8 +163,7 @@ absl::Status SandboxManager::SetState(Entry* entry, sandbox::SandboxState state,
   if (absl::StatusOr<journal::SandboxRecord> now = log_->GetSandbox(entry->id); now.ok()) {
     record.set_calls(std::max(record.calls(), now->calls()));
   }
-  record.set_state(state);
-  record.set_message(std::move(message));
+  change(&record);
   RETURN_IF_ERROR(log_->PutSandbox(record));
   absl::MutexLock lock(&entry->mutex);
   entry->record = std::move(record);
@@ -244,6 +252,7 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry,
   ASSIGN_OR_RETURN(sandbox::SandboxSpec resolved, ResolveBinds(spec, options_.bind_roots));
   auto full = std::make_shared<const sandbox::SandboxSpec>(std::move(resolved));
   std::vector<sandbox::StepTime> steps;
+  const absl::ReaderMutexLock images(&images_mutex_);
   ASSIGN_OR_RETURN(std::string placement, substrate->CreateSandbox(entry->id, *full, &steps));
   journal::SandboxRecord record;
   record.set_id(entry->id);
@@ -343,6 +352,12 @@ absl::StatusOr<bool> SandboxManager::Stop(const std::string& id,
     return stopped;
   }
   Drop(id);
+  journal::SandboxRecord record;
+  {
+    absl::MutexLock lock(&entry->mutex);
+    record = entry->record;
+  }
+  PruneAfter(record);
   return true;
 }
 

@@ -3,6 +3,7 @@
 // live ones with what the journal must not hold (secret values).
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -23,9 +24,19 @@
 
 namespace reprise::sandboxd {
 
+// Names of images that the daemon chooses for snapshots begin with this; no others do.
+inline constexpr std::string_view kSnapshotImagePrefix = "snapshots/";
+
+// How the ids of snapshots begin that nobody asked for as such.
+inline constexpr char kCallSnapshots[] = "call/";
+inline constexpr char kForkSnapshots[] = "fork/";
+inline constexpr char kRestoreSnapshots[] = "restored/";
+
 struct SandboxOptions {
   std::vector<std::string> bind_roots;
   size_t sandboxes_max = 10000;  // live ones; RESOURCE_EXHAUSTED above
+  // Snapshots that a sandbox keeps of those that nobody asked for; at least the newest stays.
+  size_t snapshots_kept = 2;
   std::string boot_id;
   std::function<absl::Status()> journal_health;
 };
@@ -48,6 +59,34 @@ class SandboxManager {
   absl::StatusOr<bool> Stop(const std::string& id, const std::function<void()>& end_calls);
   absl::Status Pause(const std::string& id);
   absl::Status Resume(const std::string& id);
+
+  // ---- snapshots (snapshots.cc)
+  // `quiet`: no call of the sandbox is running, and none begins before this returns. `call_id`: the
+  // call that it is taken for, "" by request.
+  absl::StatusOr<sandbox::SnapshotInfo> Snapshot(const sandbox::SnapshotRequest& request,
+                                                 bool quiet, const std::string& call_id);
+  absl::StatusOr<sandbox::ListSnapshotsResponse> ListSnapshots(const std::string& id);
+  absl::StatusOr<sandbox::CreateResponse> Fork(const sandbox::ForkRequest& request, bool quiet);
+  // The state before a call that may be rolled back; none of its sandbox's calls runs. Returns the
+  // snapshot's id; "" for a tier that keeps nothing between calls.
+  absl::StatusOr<std::string> SnapshotBefore(const std::string& id, const std::string& call_id);
+  // Something is about to change the sandbox that the log does not hold; durable on return. To be
+  // kept until it is done.
+  absl::StatusOr<std::shared_ptr<void>> BeginChange(const std::string& id);
+
+  // ---- images (image_pins.cc)
+  // Runs `remove` unless the image must stay: a sandbox was made from it, or may be made again from
+  // it (FAILED_PRECONDITION). No sandbox is made meanwhile.
+  absl::Status RemoveImage(const std::string& image, const std::function<absl::Status()>& remove)
+      ABSL_LOCKS_EXCLUDED(images_mutex_);
+
+  // ---- sandboxes that are made again (restore.cc)
+  absl::StatusOr<sandbox::RestoreResponse> Restore(const std::string& id, bool quiet);
+  // To a snapshot of it that was taken between two calls, lost or not; what runs in it dies.
+  // FAILED_PRECONDITION: it changed since, and not by calls. UNAVAILABLE: not now.
+  absl::Status RollBack(const std::string& id, const std::string& snapshot_id);
+  // Calls that are being run again are given up.
+  void Stopping() { stopping_ = true; }
 
   // A sandbox that may be used now; stays valid after a Stop (the tier then answers with errors).
   struct Lease {
@@ -85,8 +124,12 @@ class SandboxManager {
     bool stopping ABSL_GUARDED_BY(mutex) = false;
     bool secrets_known ABSL_GUARDED_BY(mutex) = true;
     bool unreached ABSL_GUARDED_BY(mutex) = false;  // its tier was not available when it was asked
+    int changes ABSL_GUARDED_BY(mutex) = 0;         // under way, that the log does not hold
+    uint64_t changes_begun ABSL_GUARDED_BY(mutex) = 0;
   };
   using EntryPtr = std::shared_ptr<Entry>;
+
+  class Change;
 
   EntryPtr Lookup(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<EntryPtr> Claim(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -99,10 +142,36 @@ class SandboxManager {
                                                    Entry* entry, const sandbox::SandboxSpec& spec);
   absl::StatusOr<sandbox::CreateResponse> Make(Entry* entry, const sandbox::SandboxSpec& spec);
   absl::Status Reach(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
+  // Changes the record, durably.
+  absl::Status PutRecord(Entry* entry,
+                         const std::function<void(replay::journal::SandboxRecord*)>& change)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
   absl::Status SetState(Entry* entry, sandbox::SandboxState state, std::string message)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
   absl::StatusOr<Lease> LeaseOf(Entry* entry) const;
   absl::Status Freeze(const std::string& id, bool freeze);
+  absl::StatusOr<sandbox::SnapshotInfo> SnapshotEntry(Entry* entry,
+                                                      const sandbox::SnapshotRequest& request,
+                                                      bool quiet, const std::string& call_id)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
+  // A sandbox that is not stopped and was made from this image, or "".
+  std::string UserOf(const std::string& image) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status RemoveUnused(const std::string& image,
+                            const std::vector<replay::journal::SnapshotRecord>& records,
+                            const std::function<absl::Status()>& remove)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(images_mutex_);
+  // Removes a sandbox's snapshots that nobody asked for and nobody needs.
+  void Prune(const std::string& id, sandbox::Tier tier) ABSL_LOCKS_EXCLUDED(images_mutex_);
+  void PruneAfter(const replay::journal::SandboxRecord& stopped);
+  // Makes the sandbox again from `image` ("" = its own), runs the calls, and puts it into the place
+  // of what was there.
+  absl::Status MakeAgain(Entry* entry, const std::string& image,
+                         const std::vector<replay::CallLog::Found>& calls)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
+  absl::Status CheckFree(Substrate* substrate, const std::string& image) const;
+  // What the last daemon left of snapshots that it did not finish.
+  absl::Status DropUnfinished(const std::string& id, sandbox::Tier tier);
+  absl::Status GoOn(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
 
   const SandboxOptions options_;
   replay::CallLog* const log_;
@@ -110,6 +179,10 @@ class SandboxManager {
   SandboxMetrics metrics_;
   std::map<sandbox::Tier, sandbox::Limits> default_limits_;  // constant after construction
 
+  std::atomic<bool> stopping_ = false;
+  // Held for reading while a sandbox is made from an image, for writing while one is removed. Taken
+  // after an entry's verb.
+  absl::Mutex images_mutex_;
   absl::Mutex mutex_;
   absl::flat_hash_map<std::string, EntryPtr> entries_ ABSL_GUARDED_BY(mutex_);
 };

@@ -6,14 +6,24 @@
 namespace reprise::sandboxd {
 namespace {
 
-absl::Status NoVerb(Substrate* substrate, std::string_view verb) {
+absl::Status NoVerb(Substrate* substrate, const std::string& verb) {
+  const sandbox::TierInfo info = substrate->Describe();
+  const auto reason = info.verbs().find(verb);
+  if (reason != info.verbs().end() && reason->second != "yes") {
+    return absl::UnimplementedError(fmt::format("{} is not a verb of {}: {}", verb,
+                                                sandbox::Tier_Name(info.tier()), reason->second));
+  }
   return absl::UnimplementedError(fmt::format("{} is not a verb of {}: see ListTiers for what each tier can do", verb,
-                                              sandbox::Tier_Name(substrate->Describe().tier())));
+                                              sandbox::Tier_Name(info.tier())));
 }
 
 }  // namespace
 
 void Substrate::RecoveryDone() {}
+
+absl::StatusOr<SnapshotImage> Substrate::SnapshotSandbox(const SandboxRef&, const std::string&) {
+  return NoVerb(this, "snapshot");
+}
 
 absl::Status Substrate::ReadFile(const SandboxRef&, const std::string&,
                                  const std::function<absl::Status(std::string_view)>&) {

@@ -73,6 +73,12 @@ struct Attachment {
   std::unique_ptr<RunningCall> call;  // for kAttached
 };
 
+// The files of a sandbox as an image.
+struct SnapshotImage {
+  sandbox::Image image;
+  uint64_t stored_bytes = 0;  // that the store did not have before, as stored
+};
+
 // How far the journal is, per stream.
 struct OutputPosition {
   uint64_t stdout_offset = 0, stderr_offset = 0;
@@ -84,6 +90,8 @@ class Substrate {
 
   // Tier, usability on this host with its reason, verbs, default limits.
   virtual sandbox::TierInfo Describe() = 0;
+  // Whether what one call leaves is there for the next.
+  virtual bool KeepsState() const { return true; }
   // Orderly end: idle workers go, sandboxes and running calls stay for the next daemon.
   virtual void Shutdown() = 0;
 
@@ -96,6 +104,11 @@ class Substrate {
   virtual absl::Status StopSandbox(const SandboxRef& sandbox) = 0;
   virtual absl::Status PauseSandbox(const SandboxRef& sandbox) = 0;
   virtual absl::Status ResumeSandbox(const SandboxRef& sandbox) = 0;
+
+  // Keeps the sandbox's files as the image `name`, replacing one of that name: its own image and one more layer. The
+  // sandbox stands still meanwhile, and goes on, or stays paused, as it was. On return everything is on stable storage.
+  // The default answers UNIMPLEMENTED with the reason.
+  virtual absl::StatusOr<SnapshotImage> SnapshotSandbox(const SandboxRef& sandbox, const std::string& name);
 
   // Names who will run the next call (a supervisor); nothing runs yet. May wait for a free worker, not for ever:
   // RESOURCE_EXHAUSTED after the tier's queue limit.

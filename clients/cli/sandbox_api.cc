@@ -60,6 +60,21 @@ class SandboxApiImpl final : public SandboxApi {
   absl::Status Resize(const sandbox_wire::ResizeRequest& request) override {
     return Ask(&Stub::Resize, request).status();
   }
+  absl::StatusOr<sandbox_wire::SnapshotInfo> Snapshot(
+      const sandbox_wire::SnapshotRequest& request) override {
+    return Ask(&Stub::Snapshot, request);
+  }
+  absl::StatusOr<sandbox_wire::ListSnapshotsResponse> ListSnapshots(
+      const std::string& sandbox_id) override {
+    return Ask(&Stub::ListSnapshots, Of<sandbox_wire::ListSnapshotsRequest>(sandbox_id));
+  }
+  absl::StatusOr<sandbox_wire::CreateResponse> Fork(
+      const sandbox_wire::ForkRequest& request) override {
+    return Ask(&Stub::Fork, request);
+  }
+  absl::StatusOr<sandbox_wire::RestoreResponse> Restore(const std::string& sandbox_id) override {
+    return Ask(&Stub::Restore, Of<sandbox_wire::RestoreRequest>(sandbox_id));
+  }
   absl::Status Cancel(const std::string& call_id) override {
     sandbox_wire::SignalRequest request;
     request.set_call_id(call_id);

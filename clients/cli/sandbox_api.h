@@ -39,6 +39,13 @@ class SandboxApi {
   virtual absl::Status Pause(const std::string& sandbox_id) = 0;
   virtual absl::Status Resume(const std::string& sandbox_id) = 0;
   virtual absl::StatusOr<sandbox_wire::ListTiersResponse> ListTiers() = 0;
+  virtual absl::StatusOr<sandbox_wire::SnapshotInfo> Snapshot(
+      const sandbox_wire::SnapshotRequest& request) = 0;
+  virtual absl::StatusOr<sandbox_wire::ListSnapshotsResponse> ListSnapshots(
+      const std::string& sandbox_id) = 0;
+  virtual absl::StatusOr<sandbox_wire::CreateResponse> Fork(
+      const sandbox_wire::ForkRequest& request) = 0;
+  virtual absl::StatusOr<sandbox_wire::RestoreResponse> Restore(const std::string& sandbox_id) = 0;
 
   // Streams a call to `on_event` (Started, then Output) and returns how it ended.
   using OnEvent = std::function<void(const sandbox_wire::ExecuteEvent&)>;

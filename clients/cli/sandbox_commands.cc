@@ -104,6 +104,37 @@ void AddShell(CLI::App& group, Context& context) {
       "program and its arguments, after --; default: bash where there is one, else sh");
 }
 
+void AddSnapshots(CLI::App& group, Context& context) {
+  auto taken = std::make_shared<SandboxOptions>();
+  CLI::App* leaf = Add(group, context, "snapshot",
+                       "keep the files of a sandbox as an image that `create` can name", taken,
+                       SnapshotSandbox);
+  leaf->add_option("SANDBOX", taken->id, "whose files")->required();
+  leaf->add_option("--name", taken->to, "name of the image; default: one is made up")
+      ->type_name("NAME");
+  leaf->add_option("--id", taken->call_id,
+                   "name of the snapshot; the same name again answers with the same snapshot")
+      ->type_name("ID");
+  auto listed = std::make_shared<SandboxOptions>();
+  leaf = Add(group, context, "snapshots", "list the snapshots of a sandbox", listed,
+             ListSandboxSnapshots);
+  leaf->add_option("SANDBOX", listed->id, "whose")->required();
+  auto forked = std::make_shared<SandboxOptions>();
+  leaf = Add(group, context, "fork",
+             "make a sandbox with the files that another one has now, and print its id; running "
+             "processes are not copied",
+             forked, ForkSandbox);
+  leaf->add_option("SANDBOX", forked->id, "whose files")->required();
+  leaf->add_option("--id", forked->to, "id to give; default: one is made up")->type_name("ID");
+  AddEnvOptions(*leaf, *forked);
+  AddLimitOptions(*leaf, *forked->spec.mutable_limits());
+  auto restored = std::make_shared<SandboxOptions>();
+  leaf = Add(group, context, "restore",
+             "make a lost sandbox again from its newest snapshot and its log", restored,
+             RestoreSandbox);
+  leaf->add_option("SANDBOX", restored->id, "which")->required();
+}
+
 CLI::App* AddWithIds(CLI::App& group, Context& context, const std::string& name,
                      const std::string& description, const std::string& what, Action action) {
   auto options = std::make_shared<SandboxOptions>();
@@ -166,6 +197,7 @@ void AddSandboxCommands(CLI::App& app, Context& context) {
       ->check(CLI::PositiveNumber);
   AddWithIds(*group, context, "pause", "freeze sandboxes", "SANDBOX", PauseSandboxes);
   AddWithIds(*group, context, "resume", "let frozen sandboxes go on", "SANDBOX", ResumeSandboxes);
+  AddSnapshots(*group, context);
   AddWithIds(*group, context, "rm", "stop sandboxes and remove what they hold; their logs stay",
              "SANDBOX", RemoveSandboxes);
 }

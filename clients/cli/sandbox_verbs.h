@@ -53,6 +53,13 @@ absl::StatusOr<int> WatchSandbox(const Context& context, const SandboxOptions& o
 absl::StatusOr<int> PauseSandboxes(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> ResumeSandboxes(const Context& context, const SandboxOptions& options);
 
+// The image's name comes from `to`, the snapshot's id from `call_id`.
+absl::StatusOr<int> SnapshotSandbox(const Context& context, const SandboxOptions& options);
+absl::StatusOr<int> ListSandboxSnapshots(const Context& context, const SandboxOptions& options);
+// The new sandbox's id comes from `to`.
+absl::StatusOr<int> ForkSandbox(const Context& context, const SandboxOptions& options);
+absl::StatusOr<int> RestoreSandbox(const Context& context, const SandboxOptions& options);
+
 absl::StatusOr<int> ImportImage(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> ListImages(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> RemoveImages(const Context& context, const SandboxOptions& options);

@@ -70,6 +70,28 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     return Do(context, [=, this] { return sandboxes_->Resume(request->sandbox_id()); });
   }
 
+  UnaryReactor* Snapshot(Context* context, const sandbox::SnapshotRequest* request,
+                         sandbox::SnapshotInfo* response) override {
+    return Answer(context, response, [=, this]() -> absl::StatusOr<sandbox::SnapshotInfo> {
+      if (!request->name().empty()) RETURN_IF_ERROR(CheckImageName(request->name()));
+      return calls_->Snapshot(*request);
+    });
+  }
+  UnaryReactor* ListSnapshots(Context* context, const sandbox::ListSnapshotsRequest* request,
+                              sandbox::ListSnapshotsResponse* response) override {
+    return Answer(context, response,
+                  [=, this] { return sandboxes_->ListSnapshots(request->sandbox_id()); });
+  }
+  UnaryReactor* Fork(Context* context, const sandbox::ForkRequest* request,
+                     sandbox::CreateResponse* response) override {
+    return Answer(context, response, [=, this] { return calls_->Fork(*request); });
+  }
+
+  UnaryReactor* Restore(Context* context, const sandbox::RestoreRequest* request,
+                        sandbox::RestoreResponse* response) override {
+    return Answer(context, response, [=, this] { return calls_->Restore(request->sandbox_id()); });
+  }
+
   // ---- calls
   grpc::ServerWriteReactor<sandbox::ExecuteEvent>* Execute(
       Context* context, const sandbox::ExecuteRequest* request) override {
@@ -120,7 +142,7 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     return StreamFileIn(verbs_, response, authorizer_->Check(*context),
                         [this](const sandbox::WriteFileRequest& first,
                                const std::function<absl::StatusOr<std::string>()>& next) {
-                          return WithFiles(first.sandbox_id(), {{"path", first.path()}},
+                          return Change(first.sandbox_id(), {{"path", first.path()}},
                                            [&](const SandboxManager::Lease& lease) {
                                              uint32_t mode =
                                                  first.mode() == 0 ? 0644 : first.mode() & 07777;
@@ -147,7 +169,7 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   UnaryReactor* MakeDir(Context* context, const sandbox::MakeDirRequest* request,
                         sandbox::MakeDirResponse*) override {
     return Do(context, [=, this] {
-      return WithFiles(request->sandbox_id(), {{"path", request->path()}},
+      return Change(request->sandbox_id(), {{"path", request->path()}},
                        [&](const SandboxManager::Lease& lease) {
                          return lease.substrate->MakeDir(lease.ref(), request->path());
                        });
@@ -156,7 +178,7 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   UnaryReactor* Move(Context* context, const sandbox::MoveRequest* request,
                      sandbox::MoveResponse*) override {
     return Do(context, [=, this] {
-      return WithFiles(request->sandbox_id(), {{"from", request->from()}, {"to", request->to()}},
+      return Change(request->sandbox_id(), {{"from", request->from()}, {"to", request->to()}},
                        [&](const SandboxManager::Lease& lease) {
                          return lease.substrate->Move(lease.ref(), request->from(), request->to());
                        });
@@ -165,7 +187,7 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   UnaryReactor* Remove(Context* context, const sandbox::RemoveRequest* request,
                        sandbox::RemoveResponse*) override {
     return Do(context, [=, this] {
-      return WithFiles(request->sandbox_id(), {{"path", request->path()}},
+      return Change(request->sandbox_id(), {{"path", request->path()}},
                        [&](const SandboxManager::Lease& lease) {
                          return lease.substrate->Remove(lease.ref(), request->path());
                        });
@@ -222,6 +244,10 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
                             sandbox::Image* response) override {
     return Answer(context, response, [=, this]() -> absl::StatusOr<sandbox::Image> {
       RETURN_IF_ERROR(CheckImageName(request->name()));
+      if (request->name().starts_with(kSnapshotImagePrefix)) {
+        return absl::InvalidArgumentError(
+            fmt::format("name begins with {}, which is kept for snapshots", kSnapshotImagePrefix));
+      }
       RETURN_IF_ERROR(CheckPath("source", request->source()));
       ASSIGN_OR_RETURN(const std::vector<Substrate*> tiers, ImageTiers());
       absl::StatusOr<sandbox::Image> first = absl::UnimplementedError("");
@@ -254,15 +280,17 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     return Do(context, [=, this]() -> absl::Status {
       RETURN_IF_ERROR(CheckImageName(request->name()));
       ASSIGN_OR_RETURN(const std::vector<Substrate*> tiers, ImageTiers());
-      absl::Status worst;
-      bool removed = false;
-      for (Substrate* const tier : tiers) {
-        const absl::Status status = tier->RemoveImage(request->name());
-        removed = removed || status.ok();
-        if (!status.ok() && (worst.ok() || absl::IsNotFound(worst))) worst = status;
-      }
-      // One that a tier never had is removed with the other tiers' copies.
-      return removed && absl::IsNotFound(worst) ? absl::OkStatus() : worst;
+      return sandboxes_->RemoveImage(request->name(), [&]() -> absl::Status {
+        absl::Status worst;
+        bool removed = false;
+        for (Substrate* const tier : tiers) {
+          const absl::Status status = tier->RemoveImage(request->name());
+          removed = removed || status.ok();
+          if (!status.ok() && (worst.ok() || absl::IsNotFound(worst))) worst = status;
+        }
+        // One that a tier never had is removed with the other tiers' copies.
+        return removed && absl::IsNotFound(worst) ? absl::OkStatus() : worst;
+      });
     });
   }
 
@@ -299,6 +327,14 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
   absl::StatusOr<SandboxManager::Lease> Look(const std::string& sandbox_id) {
     RETURN_IF_ERROR(base::CheckId(sandbox_id, "sandbox_id", /*allow_slash=*/true));
     return sandboxes_->Find(sandbox_id);
+  }
+  // The same for a verb that changes files, which the journal does not hold.
+  absl::Status Change(const std::string& sandbox_id, const Fields& paths,
+                      const std::function<absl::Status(const SandboxManager::Lease&)>& verb) {
+    return WithFiles(sandbox_id, paths, [&](const SandboxManager::Lease& lease) -> absl::Status {
+      ASSIGN_OR_RETURN(const auto change, sandboxes_->BeginChange(sandbox_id));
+      return verb(lease);
+    });
   }
   static absl::Status CheckImageName(const std::string& name) {
     if (name.empty() || name.size() > kNameBytesMax ||

@@ -114,6 +114,29 @@ class SandboxClientImpl final : public SandboxClient {
                                          })
         .status();
   }
+  absl::StatusOr<sandbox::SnapshotInfo> Snapshot(sandbox::SnapshotRequest request,
+                                                 absl::Time deadline) override {
+    if (request.snapshot_id().empty())
+      request.set_snapshot_id(fmt::format("snap-{}", base::RandomHex(8)));
+    return Unary<sandbox::SnapshotInfo>(deadline, [&](auto* context, auto* response) {
+      return stub_->Snapshot(context, request, response);
+    });
+  }
+  absl::StatusOr<sandbox::CreateResponse> Fork(sandbox::ForkRequest request,
+                                               absl::Time deadline) override {
+    if (request.new_id().empty()) request.set_new_id(fmt::format("sb-{}", base::RandomHex(8)));
+    return Unary<sandbox::CreateResponse>(deadline, [&](auto* context, auto* response) {
+      return stub_->Fork(context, request, response);
+    });
+  }
+  absl::StatusOr<sandbox::RestoreResponse> Restore(const std::string& sandbox_id,
+                                                   absl::Time deadline) override {
+    sandbox::RestoreRequest request;
+    request.set_sandbox_id(sandbox_id);
+    return Unary<sandbox::RestoreResponse>(deadline, [&](auto* context, auto* response) {
+      return stub_->Restore(context, request, response);
+    });
+  }
   absl::StatusOr<sandbox::ListResponse> List(absl::Time deadline) override {
     return Unary<sandbox::ListResponse>(deadline, [&](auto* context, auto* response) {
       return stub_->List(context, sandbox::ListRequest(), response);

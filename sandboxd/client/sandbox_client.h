@@ -44,6 +44,13 @@ class SandboxClient {
   virtual absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id,
                                                      absl::Time deadline) = 0;
   virtual absl::Status Pause(const std::string& sandbox_id, absl::Time deadline) = 0;
+  // A request without an id gets one here, as Create's.
+  virtual absl::StatusOr<sandbox::SnapshotInfo> Snapshot(sandbox::SnapshotRequest request,
+                                                         absl::Time deadline) = 0;
+  virtual absl::StatusOr<sandbox::CreateResponse> Fork(sandbox::ForkRequest request,
+                                                       absl::Time deadline) = 0;
+  virtual absl::StatusOr<sandbox::RestoreResponse> Restore(const std::string& sandbox_id,
+                                                           absl::Time deadline) = 0;
   virtual absl::StatusOr<sandbox::ListResponse> List(absl::Time deadline) = 0;
   virtual absl::StatusOr<sandbox::ListCallsResponse> ListCalls(const std::string& sandbox_id,
                                                                absl::Time deadline) = 0;

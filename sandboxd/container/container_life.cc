@@ -20,6 +20,7 @@
 #include "sandboxd/container/idmap.h"
 #include "sandboxd/container/oci_spec.h"
 #include "sandboxd/container/oom_watch.h"
+#include "sandboxd/container/overlay.h"
 #include "sandboxd/container/runtime_class.h"
 #include "sandboxd/link/agent_link.h"
 
@@ -36,33 +37,6 @@ constexpr int64_t kTaskLookUs = 200'000;
 constexpr int64_t kKillWaitMs = 30'000;
 constexpr uint64_t kAgentLogBytesMax = 64 << 10;
 constexpr size_t kAgentWordsMax = 300;
-
-// The overlay that a snapshot's mount describes.
-absl::StatusOr<OverlayDirs> ParseOverlay(const std::vector<MountSpec>& mounts) {
-  if (mounts.size() != 1 || mounts[0].type != "overlay") {
-    return absl::FailedPreconditionError(
-        "containerd's snapshotter gave something that is not one overlay");
-  }
-  OverlayDirs dirs;
-  for (const std::string& option : mounts[0].options) {
-    const size_t equals = option.find('=');
-    const std::string key = option.substr(0, equals);
-    const std::string value = equals == std::string::npos ? "" : option.substr(equals + 1);
-    if (key == "upperdir") dirs.upper = value;
-    if (key == "workdir") dirs.work = value;
-    if (key != "lowerdir") continue;
-    for (size_t begin = 0; begin <= value.size();) {
-      const size_t end = std::min(value.find(':', begin), value.size());
-      dirs.lower.push_back(value.substr(begin, end - begin));
-      begin = end + 1;
-    }
-  }
-  if (dirs.upper.empty() || dirs.work.empty() || dirs.lower.empty()) {
-    return absl::FailedPreconditionError(
-        "containerd's snapshotter gave an overlay without its directories");
-  }
-  return dirs;
-}
 
 // Host names are short and simple; what of the id is neither becomes '-'.
 std::string HostName(const std::string& sandbox_id) {
@@ -121,6 +95,7 @@ class ContainerLife::Attempt {
     RETURN_IF_ERROR(base::MakeDirs(run_dir, 0700));
     if (chown(run_dir.c_str(), base_id_, base_id_) != 0)
       return base::ErrnoStatus(errno, "chown " + run_dir);
+    RETURN_IF_ERROR(WriteBoxImage(dir_, image_));
     binds_.assign(spec.binds().begin(), spec.binds().end());
     if (base_id_ == 0) return absl::OkStatus();
     ASSIGN_OR_RETURN(const OverlayDirs dirs, ParseOverlay(mounts_));
@@ -199,7 +174,7 @@ class ContainerLife::Attempt {
     for (size_t i = 0; i < image_.lower.size(); ++i) lower += (i == 0 ? "" : ":") + image_.lower[i];
     mounts_ = {{"overlay",
                 "overlay",
-                {"index=off", "workdir=" + work, "upperdir=" + upper, std::move(lower)}}};
+                {"index=off", "redirect_dir=off", "metacopy=off", "workdir=" + work, "upperdir=" + upper, std::move(lower)}}};
     Step("layers");
     return absl::OkStatus();
   }

@@ -13,6 +13,7 @@
 #include "sandboxd/container/containerd_client.h"
 #include "sandboxd/container/id_pool.h"
 #include "sandboxd/container/image_store.h"
+#include "sandboxd/substrate.h"
 
 namespace reprise::sandboxd {
 
@@ -39,6 +40,8 @@ class ContainerLife {
                                      const sandbox::SandboxSpec& spec,
                                      const sandbox::Limits& limits,
                                      std::vector<sandbox::StepTime>* steps);
+  // Keeps the files of a container, on which nothing writes meanwhile, as the image `name`.
+  absl::StatusOr<SnapshotImage> Snapshot(const std::string& container, const std::string& name);
   // Kills what runs and removes everything. OK when nothing is there.
   absl::Status Remove(const std::string& container);
   // Removes containers and directories of this daemon that are not in `known`.

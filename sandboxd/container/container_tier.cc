@@ -136,6 +136,16 @@ class ContainerTier final : public AgentTier {
                                             : absl::OkStatus();
   }
 
+  absl::StatusOr<SnapshotImage> SnapshotSandbox(const SandboxRef& sandbox,
+                                                const std::string& name) override {
+    RETURN_IF_ERROR(Usable());
+    ASSIGN_OR_RETURN(const TaskInfo task, Task(sandbox));
+    if (task.state != TaskState::kPaused) RETURN_IF_ERROR(PauseSandbox(sandbox));
+    absl::StatusOr<SnapshotImage> snapshot = life_.Snapshot(sandbox.placement, name);
+    if (task.state != TaskState::kPaused) RETURN_IF_ERROR(ResumeSandbox(sandbox));
+    return snapshot;
+  }
+
   void RecoveryDone() override {
     {
       absl::MutexLock lock(&clean_mutex_);
@@ -246,7 +256,7 @@ class ContainerTier final : public AgentTier {
     info.set_tier(sandbox::TIER_CONTAINER);
     *info.mutable_default_limits() = DefaultLimits();
     for (const char* const verb : {"create", "execute", "stdin", "pty", "signal", "stop", "files",
-                                   "watch", "pause", "resume", "images"}) {
+                                   "watch", "pause", "resume", "images", "snapshot", "fork"}) {
       (*info.mutable_verbs())[verb] = "yes";
     }
     absl::StatusOr<std::string> version = Probe();

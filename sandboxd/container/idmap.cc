@@ -143,7 +143,7 @@ absl::Status MountLayersAndOverlay(const OverlayDirs& dirs, const std::string& d
   RETURN_IF_ERROR(AttachLayer(upper.parent_path(), directory + "/upper", userns));
   RETURN_IF_ERROR(
       MountOverlayIn(directory,
-                     fmt::format("index=off,lowerdir={},upperdir=upper/{},workdir=upper/{}", lower,
+                     fmt::format("index=off,redirect_dir=off,metacopy=off,lowerdir={},upperdir=upper/{},workdir=upper/{}", lower,
                                  upper.filename().string(), work.filename().string()),
                      base_id));
   struct statvfs info;

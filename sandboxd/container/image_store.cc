@@ -13,6 +13,7 @@
 #include "base/ids.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "sandboxd/container/image_labels.h"
 #include "sandboxd/image/image_name.h"
 
 namespace reprise::sandboxd {
@@ -20,16 +21,6 @@ namespace {
 
 constexpr int64_t kImportLeaseSeconds = 24 * 3600;
 constexpr size_t kReadBytes = 1 << 20;
-constexpr char kSizeLabel[] = "reprise/size";      // of the layers, bytes as stored
-constexpr char kLayersLabel[] = "reprise/layers";  // number of layers
-constexpr char kSnapshotRefLabel[] = "containerd.io/gc.ref.snapshot.overlayfs";
-
-// A blob source that gives `text` once.
-std::function<absl::StatusOr<std::string>()> Once(std::string text) {
-  return [text = std::move(text)]() mutable -> absl::StatusOr<std::string> {
-    return std::exchange(text, "");
-  };
-}
 
 absl::StatusOr<std::function<absl::StatusOr<std::string>()>> FromFile(const std::string& path) {
   auto fd = std::make_shared<base::UniqueFd>(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
@@ -44,29 +35,6 @@ absl::StatusOr<std::function<absl::StatusOr<std::string>()>> FromFile(const std:
       return piece;
     }
   };
-}
-
-uint64_t NumberAt(const Labels& labels, const char* key) {
-  auto found = labels.find(key);
-  return found == labels.end() ? 0 : std::strtoull(found->second.c_str(), nullptr, 10);
-}
-
-sandbox::Image ToProto(const ImageRecord& record) {
-  sandbox::Image image;
-  image.set_name(record.name);
-  image.set_digest(record.target.digest);
-  image.set_size_bytes(NumberAt(record.labels, kSizeLabel));
-  image.set_layers(static_cast<uint32_t>(NumberAt(record.labels, kLayersLabel)));
-  return image;
-}
-
-sandbox::Image ToProto(const CatalogImage& catalogued) {
-  sandbox::Image image;
-  image.set_name(catalogued.name);
-  image.set_digest(catalogued.digest);
-  image.set_size_bytes(catalogued.content_bytes);
-  image.set_layers(static_cast<uint32_t>(catalogued.layers.size()));
-  return image;
 }
 
 }  // namespace
@@ -126,7 +94,7 @@ absl::StatusOr<sandbox::Image> ImageStore::Import(const std::string& name,
 // the snapshot.
 absl::Status ImageStore::WriteBlobs(const std::string& lease, const ImageBundle& bundle,
                                     const std::string& top_snapshot) {
-  Labels references = {{"containerd.io/gc.ref.content.config", bundle.config_blob.digest}};
+  Labels references = {{kConfigRefLabel, bundle.config_blob.digest}};
   for (size_t i = 0; i < bundle.layers.size(); ++i) {
     const ImageLayer& layer = bundle.layers[i];
     ASSIGN_OR_RETURN(auto next, FromFile(layer.path));
@@ -196,7 +164,7 @@ absl::StatusOr<ResolvedImage> ImageStore::Resolve(const std::string& name) {
   if (catalog_ != nullptr) {
     absl::StatusOr<CatalogImage> found = catalog_->Get(name);
     if (found.ok()) {
-      ResolvedImage image{name, found->digest, "", {}, found->config};
+      ResolvedImage image{name, found->digest, "", {}, found->config, found->content_bytes};
       ASSIGN_OR_RETURN(image.lower, mounts_->Mount(*found));
       return image;
     }
@@ -214,7 +182,7 @@ absl::StatusOr<ResolvedImage> ImageStore::Resolve(const std::string& name) {
   ASSIGN_OR_RETURN(const ImageManifest manifest, ParseManifest(manifest_json, what));
   ASSIGN_OR_RETURN(const std::string config_json,
                    client_->ReadBlob(manifest.config.digest, kImageDocumentBytesMax));
-  ResolvedImage image{name, record->target.digest, "", {}, {}};
+  ResolvedImage image{name, record->target.digest, "", {}, {}, NumberAt(record->labels, kSizeLabel)};
   ASSIGN_OR_RETURN(image.config, ParseConfig(config_json, what));
   image.top_snapshot = ChainIds(image.config.diff_ids).back();
   return image;

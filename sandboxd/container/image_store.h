@@ -13,6 +13,7 @@
 #include "sandboxd/image/image_catalog.h"
 #include "sandboxd/image/image_mounts.h"
 #include "sandboxd/image/image_source.h"
+#include "sandboxd/substrate.h"
 
 namespace reprise::sandboxd {
 
@@ -44,7 +45,12 @@ struct ResolvedImage {
   std::string top_snapshot;        // parent for a container's snapshot; "" where `lower` is set
   std::vector<std::string> lower;  // mounted layers, topmost first; empty: containerd has the image
   ImageConfig config;
+  uint64_t size_bytes = 0;  // of its layers, as List has it
 };
+
+// What a container was made from, kept in its directory: by then the name may mean another image.
+absl::Status WriteBoxImage(const std::string& directory, const ResolvedImage& image);
+absl::StatusOr<ResolvedImage> ReadBoxImage(const std::string& directory);
 
 class ImageStore {
  public:
@@ -61,12 +67,21 @@ class ImageStore {
   absl::StatusOr<std::vector<sandbox::Image>> List();
   absl::Status Remove(const std::string& name);
   absl::StatusOr<ResolvedImage> Resolve(const std::string& name);
+  // The image `name`: `base` and the upper directory of an overlay on it, on which nothing writes
+  // meanwhile, as one more layer. `memo` is a file that helps the next one of the same directory.
+  // FAILED_PRECONDITION when the image would have more than kImageLayersMax layers.
+  absl::StatusOr<SnapshotImage> Pack(const ResolvedImage& base, const std::string& upper,
+                                     const std::string& memo, const std::string& name);
 
  private:
   absl::Status WriteBlobs(const std::string& lease, const ImageBundle& bundle,
                           const std::string& top_snapshot);
   absl::Status Unpack(const std::string& lease, const ImageBundle& bundle,
                       const std::vector<std::string>& chain);
+  absl::StatusOr<SnapshotImage> PackChunks(const ResolvedImage& base, const std::string& upper,
+                                           const std::string& name);
+  absl::StatusOr<SnapshotImage> PackCopy(const ResolvedImage& base, const std::string& upper,
+                                         const std::string& memo, const std::string& name);
 
   ContainerdClient* const client_;
   const std::string scratch_dir_;

@@ -97,13 +97,14 @@ class FunctionTier final : public Substrate {
     info.set_reason(usable.ok() ? note : std::string(usable.message()));
     for (const char* verb : {"create", "execute", "stdin", "pty", "signal", "stop"})
       (*info.mutable_verbs())[verb] = "yes";
-    for (const char* verb : {"files", "watch", "pause", "resume"})
+    for (const char* verb : {"files", "watch", "pause", "resume", "snapshot", "fork"})
       (*info.mutable_verbs())[verb] = kNoState;
     (*info.mutable_verbs())["images"] = "a function sandbox has the host's programs, read-only";
     *info.mutable_default_limits() = DefaultLimits();
     return info;
   }
 
+  bool KeepsState() const override { return false; }
   void Shutdown() override { supply_->Stop(); }
 
   absl::StatusOr<std::string> CreateSandbox(const std::string& id, const sandbox::SandboxSpec& spec,

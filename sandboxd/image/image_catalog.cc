@@ -143,7 +143,7 @@ absl::Status ImageCatalog::WriteRecord(CatalogImage* written) {
 
 // Chunks, then the layer file: whoever finds the file finds its chunks.
 absl::StatusOr<std::string> ImageCatalog::AddLayer(
-    const std::function<absl::Status(ChunkPacker*, LayerTree*)>& build) {
+    const std::function<absl::Status(ChunkPacker*, LayerTree*)>& build, uint64_t* stored_bytes) {
   ASSIGN_OR_RETURN(auto writer, chunks_->Begin());
   LayerTree tree;
   std::vector<ChunkRef> refs;
@@ -163,6 +163,7 @@ absl::StatusOr<std::string> ImageCatalog::AddLayer(
   if (cold_ != nullptr) RETURN_IF_ERROR(cold_->Put("layers/" + id, file));
   RETURN_IF_ERROR(base::WriteFileAtomic(LayerPath(id), file));
   base::FailPoint("image.layer");
+  if (stored_bytes != nullptr) *stored_bytes = writer->new_bytes();
   return id;
 }
 
@@ -217,7 +218,8 @@ absl::StatusOr<CatalogImage> ImageCatalog::Import(const std::string& name,
 
 absl::StatusOr<CatalogImage> ImageCatalog::PackDiff(const std::string& name,
                                                     const CatalogImage& base,
-                                                    const std::string& upper) {
+                                                    const std::string& upper,
+                                                    uint64_t* stored_bytes) {
   RETURN_IF_ERROR(CheckImageName(name));
   if (base.layers.size() >= kImageLayersMax) {
     return absl::FailedPreconditionError(
@@ -225,9 +227,13 @@ absl::StatusOr<CatalogImage> ImageCatalog::PackDiff(const std::string& name,
                     base.name, base.layers.size()));
   }
   ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock(LOCK_SH));
-  ASSIGN_OR_RETURN(std::string id, AddLayer([&](ChunkPacker* packer, LayerTree* tree) {
-                     return BuildFromDirectory(upper, DirectoryKind::kUpper, packer, tree);
-                   }));
+  ASSIGN_OR_RETURN(
+      std::string id,
+      AddLayer(
+          [&](ChunkPacker* packer, LayerTree* tree) {
+            return BuildFromDirectory(upper, DirectoryKind::kUpper, packer, tree);
+          },
+          stored_bytes));
   CatalogImage image = base;
   image.name = name;
   image.layers.push_back(std::move(id));

@@ -61,9 +61,11 @@ class ImageCatalog {
   absl::StatusOr<CatalogImage> Import(const std::string& name, const std::string& source);
 
   // A new image: `base` and the upper directory of an overlay on it, as one more layer.
-  // FAILED_PRECONDITION when it would have more than kImageLayersMax.
+  // FAILED_PRECONDITION when it would have more than kImageLayersMax. `stored_bytes`, if given,
+  // receives the bytes of its new chunks, as stored.
   absl::StatusOr<CatalogImage> PackDiff(const std::string& name, const CatalogImage& base,
-                                        const std::string& upper);
+                                        const std::string& upper,
+                                        uint64_t* stored_bytes = nullptr);
 
   // Ordered by name.
   absl::StatusOr<std::vector<CatalogImage>> List() const;
@@ -95,7 +97,8 @@ class ImageCatalog {
   absl::StatusOr<CatalogImage> ReadRecord(const std::string& path) const;
   absl::Status WriteRecord(CatalogImage* written);  // counts its bytes
   absl::StatusOr<std::string> AddLayer(
-      const std::function<absl::Status(ChunkPacker*, LayerTree*)>& build);
+      const std::function<absl::Status(ChunkPacker*, LayerTree*)>& build,
+      uint64_t* stored_bytes = nullptr);
   absl::StatusOr<std::string> AddBlob(const ImageLayer& layer, const std::string& what);
   absl::Status BringLayer(const std::string& id);
   absl::StatusOr<std::vector<std::string>> LayerIds() const;

@@ -12,8 +12,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::array<std::string_view, 5> kLayerMediaTypes = {
-    kTarLayerMediaType, kGzipLayerMediaType, "application/vnd.oci.image.layer.v1.tar+zstd",
+constexpr std::array<std::string_view, 6> kLayerMediaTypes = {
+    kCommittedLayerMediaType, kTarLayerMediaType, kGzipLayerMediaType, "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip"};
 
@@ -148,11 +148,15 @@ std::string MakeManifest(const ImageManifest& manifest) {
       .dump();
 }
 
-std::string MakeConfig(const std::vector<std::string>& diff_ids) {
+std::string MakeConfig(const ImageConfig& config) {
+  json process = json::object();
+  if (!config.env.empty()) process["Env"] = config.env;
+  if (!config.user.empty()) process["User"] = config.user;
+  if (!config.working_dir.empty()) process["WorkingDir"] = config.working_dir;
   return json({{"architecture", std::string(HostArchitecture())},
                {"os", "linux"},
-               {"config", json::object()},
-               {"rootfs", {{"type", "layers"}, {"diff_ids", diff_ids}}}})
+               {"config", process},
+               {"rootfs", {{"type", "layers"}, {"diff_ids", config.diff_ids}}}})
       .dump();
 }
 

@@ -38,7 +38,7 @@ std::vector<std::string> ChainIds(const std::vector<std::string>& diff_ids);
 // A manifest for the given blobs and a config for one with the given layers; the same input gives
 // the same bytes.
 std::string MakeManifest(const ImageManifest& manifest);
-std::string MakeConfig(const std::vector<std::string>& diff_ids);
+std::string MakeConfig(const ImageConfig& config);
 
 // The kind of machine that images must be made for here, in Go's words: "amd64", "arm64".
 std::string_view HostArchitecture();
@@ -46,6 +46,8 @@ std::string_view HostArchitecture();
 inline constexpr char kManifestMediaType[] = "application/vnd.oci.image.manifest.v1+json";
 inline constexpr char kConfigMediaType[] = "application/vnd.oci.image.config.v1+json";
 inline constexpr char kTarLayerMediaType[] = "application/vnd.oci.image.layer.v1.tar";
+// A layer that is there only as containerd's committed snapshot, named by the digest of its files.
+inline constexpr char kCommittedLayerMediaType[] = "application/vnd.reprise.layer.v1.committed";
 inline constexpr char kGzipLayerMediaType[] = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 }  // namespace reprise::sandboxd

@@ -202,7 +202,7 @@ absl::StatusOr<ImageBundle> OpenRootDirectory(const std::string& directory,
   ASSIGN_OR_RETURN(BlobRef layer, TarWriter(directory, path).Write());
   ImageBundle bundle;
   bundle.config.diff_ids = {layer.digest};
-  bundle.config_json = MakeConfig(bundle.config.diff_ids);
+  bundle.config_json = MakeConfig(bundle.config);
   bundle.config_blob = {kConfigMediaType, Sha256Digest(bundle.config_json),
                         static_cast<int64_t>(bundle.config_json.size())};
   bundle.manifest_json = MakeManifest({bundle.config_blob, {layer}});

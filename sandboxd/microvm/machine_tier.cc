@@ -130,6 +130,8 @@ sandbox::TierInfo MachineTier::Describe() {
         "images"}) {
     (*info.mutable_verbs())[verb] = "yes";
   }
+  for (const char* const verb : {"snapshot", "fork"})
+    (*info.mutable_verbs())[verb] = "what a guest writes lies in its own memory or disk";
   absl::Status usable = Usable();
   {
     absl::MutexLock lock(&mutex_);

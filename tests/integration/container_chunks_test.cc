@@ -8,12 +8,12 @@
 
 #include "sandboxd/image/blob.h"
 #include "sandboxd/image/image_mounts.h"
-#include "tests/integration/container_support.h"
+#include "tests/integration/container_snapshot_cases.h"
 
 namespace reprise::sandboxd {
 namespace {
 
-class ContainerChunksTest : public ContainerTest {
+class ContainerChunksTest : public SnapshotCases {
  protected:
   void SetUp() override {
     ContainerTest::SetUp();
@@ -69,6 +69,9 @@ TEST_F(ContainerChunksTest, LivesOnWithoutTheDaemon) {
   EXPECT_EQ(Run(box, "cat /kept; sha256sum < /bin/busybox > /dev/null && echo read").out,
             "before\nread\n");
 }
+
+TEST_F(ContainerChunksTest, SnapshotsKeepWhatWasWritten) { KeepsWhatWasWritten(CreateChunked()); }
+TEST_F(ContainerChunksTest, SnapshotsCostWhatChanged) { CostsWhatChanged(CreateChunked()); }
 
 TEST_F(ContainerChunksTest, AnImageInUseOutlivesItsName) {
   TestSandbox box = CreateChunked();

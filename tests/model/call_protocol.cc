@@ -62,7 +62,13 @@ class Stepper {
     world->stranger_answered |= world->intent != 0 && protocol.requests[client] != world->intent;
   }
 
-  static void Execute(World* world, uint8_t place) {
+  void Execute(World* world, uint8_t place) const {
+    if (protocol_.restore) {
+      if (!world->alive) world->effects = 0;
+      world->alive = true;
+      ++world->effects;
+      if (Has(Fault::kSnapshotIsTakenAfterTheStart)) world->effects_in_snapshot = 1;
+    }
     world->owners[place] = kExecuting;
     world->execution_of[place] = ++world->executions;
   }
@@ -121,6 +127,10 @@ class Stepper {
       --next.left.machine_crashes;
       LoseMemory(&next);
       for (uint8_t place = 0; place < kPlaces; ++place) Lose(&next, place);
+      if (protocol_.restore) {
+        next.alive = false;
+        next.effects = 0;
+      }
       next.written = kNothing;  // what was not synced is gone
       next.written_value = next.written_place = 0;
       Add("machine dies", false, next);
@@ -158,6 +168,9 @@ class Stepper {
         next.phase = Has(Fault::kStartBeforeIntentIsDurable) ? kBegun : kIntentWritten;
         Add("INTENT is written", true, next);
         break;
+      case kRolledBack:
+        BindElsewhere();
+        return;
       case kIntentWritten:
       case kRebindWritten:
         Sync(&next);
@@ -254,20 +267,34 @@ class Stepper {
       Add("call is attached again", true, next);
       return;
     }
-    if (owner == kReserved || protocol_.rerun || Has(Fault::kLostCallRunsAgainUnasked)) {
-      next.place = next.next_place++;
-      next.owners[next.place] = kReserved;
-      if (Has(Fault::kStartBeforeRebindIsWritten)) {
-        next.phase = kBegun;
-      } else {
-        next.written = kRebind;
-        next.written_place = next.place;
-        next.phase = kRebindWritten;
-      }
-      Add("call is bound elsewhere", true, next);
+    if (owner != kReserved && protocol_.restore && !Has(Fault::kRestoreDoesNotRollBack)) {
+      next.alive = true;
+      next.effects = next.effects_in_snapshot;
+      next.phase = kRolledBack;
+      Add("sandbox is rolled back", true, next);
+      return;
+    }
+    if (owner == kReserved || protocol_.rerun || protocol_.restore ||
+        Has(Fault::kLostCallRunsAgainUnasked)) {
+      BindElsewhere();
       return;
     }
     WriteResult(kInterrupted, "INTERRUPTED is written");
+  }
+
+  void BindElsewhere() {
+    World next = from_;
+    next.request = from_.intent;
+    next.place = next.next_place++;
+    next.owners[next.place] = kReserved;
+    if (Has(Fault::kStartBeforeRebindIsWritten)) {
+      next.phase = kBegun;
+    } else {
+      next.written = kRebind;
+      next.written_place = next.place;
+      next.phase = kRebindWritten;
+    }
+    Add("call is bound elsewhere", true, next);
   }
 
   void Admit(int c) {
@@ -315,7 +342,13 @@ std::vector<Step> Next(const World& world, const Protocol& protocol) {
 }
 
 std::string BrokenPromise(const World& world, const Protocol& protocol) {
-  if (world.executions > 1 + (protocol.rerun ? world.losses : 0)) return "at most once";
+  const bool again = protocol.rerun || protocol.restore;
+  if (world.executions > 1 + (again ? world.losses : 0)) return "at most once";
+  if (protocol.restore) {
+    if (world.effects > 1) return "effects exactly once";
+    const bool ended = world.result != kNoResult && world.result != kInterrupted;
+    if (ended && world.alive && world.effects != 1) return "effects exactly once";
+  }
   if (world.acknowledged != kNoResult && world.result != world.acknowledged) {
     return "acknowledged implies durable";
   }

@@ -27,6 +27,7 @@ enum Phase : uint8_t {
   kIntentWritten,  // not synced
   kBegun,          // INTENT durable and told
   kRebindWritten,  // another placement, not synced
+  kRolledBack,     // the sandbox is as it was before the call, in a new place
   kFollowing,      // attached to an owner
   kResultWritten,  // not synced
   kCompleted,      // RESULT durable and told; readers are to be answered
@@ -53,6 +54,10 @@ struct World {
   std::array<Owner, kPlaces> owners{};
   std::array<uint8_t, kPlaces> execution_of{};  // which execution runs or ran there
   uint8_t next_place = 0;
+  // The sandbox, where the call may be rolled back: how many executions of the call left something
+  // in it. A dead machine takes it along.
+  bool alive = true;
+  uint8_t effects = 0, effects_in_snapshot = 0;
   // The daemon.
   Phase phase = kUnknown;
   uint8_t request = 0, place = 0;  // of the call in memory
@@ -82,11 +87,14 @@ enum class Fault {
   kClaimIsNotExclusive,
   kLostCallRunsAgainUnasked,
   kOwnerIsNotAskedAfterRestart,
+  kRestoreDoesNotRollBack,
+  kSnapshotIsTakenAfterTheStart,
 };
 
 struct Protocol {
   std::array<uint8_t, kClients> requests = {1, 1};  // what each client sends
-  bool rerun = false;                               // policy of the call; else report
+  bool rerun = false;                               // policy of the call
+  bool restore = false;                             // policy of the call; else report
   Fault fault = Fault::kNone;
 };
 

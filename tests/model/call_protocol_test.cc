@@ -12,14 +12,16 @@ namespace reprise::model {
 namespace {
 
 TEST(CallProtocol, KeepsItsPromisesInEveryReachableState) {
-  for (bool rerun : {false, true}) {
+  for (const char* const policy : {"report", "rerun", "restore"}) {
     for (uint8_t second : {1, 2}) {
-      Protocol protocol{.requests = {1, second}, .rerun = rerun};
+      Protocol protocol{.requests = {1, second},
+                        .rerun = policy == std::string("rerun"),
+                        .restore = policy == std::string("restore")};
       const Exploration found = Explore(World(), protocol);
       EXPECT_EQ(found.broken, "") << fmt::format("{}", fmt::join(found.trace, "\n"));
       EXPECT_GT(found.states, 2000u);
-      fmt::print("policy {:6} second client {:15} {:6} states {:7} steps, every promise kept\n",
-                 rerun ? "rerun" : "report", second == 1 ? "retries" : "asks otherwise",
+      fmt::print("policy {:7} second client {:15} {:6} states {:7} steps, every promise kept\n",
+                 policy, second == 1 ? "retries" : "asks otherwise",
                  found.states, found.steps);
     }
   }
@@ -30,6 +32,7 @@ TEST(CallProtocol, EveryFaultOfTheProtocolIsFound) {
     Fault fault;
     const char* name;
     const char* breaks;
+    bool restore = false;
   };
   const Case cases[] = {
       {Fault::kAnswerBeforeResultIsDurable, "answer before RESULT is durable",
@@ -46,11 +49,15 @@ TEST(CallProtocol, EveryFaultOfTheProtocolIsFound) {
       {Fault::kClaimIsNotExclusive, "two claims of one id", "at most once"},
       {Fault::kLostCallRunsAgainUnasked, "a lost call runs again unasked", "at most once"},
       {Fault::kOwnerIsNotAskedAfterRestart, "no owner is asked after a restart", "at most once"},
+      {Fault::kRestoreDoesNotRollBack, "a restored call finds what it left", "effects exactly once",
+       true},
+      {Fault::kSnapshotIsTakenAfterTheStart, "the snapshot is taken after the start",
+       "effects exactly once", true},
   };
   for (const Case& each : cases) {
     Exploration found;
     for (uint8_t second : {1, 2}) {
-      found = Explore(World(), {.requests = {1, second}, .fault = each.fault});
+      found = Explore(World(), {.requests = {1, second}, .restore = each.restore, .fault = each.fault});
       if (!found.broken.empty()) break;
     }
     EXPECT_EQ(found.broken, each.breaks) << each.name;

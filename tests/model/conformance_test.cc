@@ -108,8 +108,9 @@ std::optional<World> After(const World& world, Event event, const model::Protoco
 // One call id of a real daemon, led through events.
 class Subject {
  public:
-  Subject(Node* node, std::string id, const model::Protocol& protocol)
-      : node_(node), id_(std::move(id)), protocol_(protocol) {}
+  // `box`: its sandbox, where it is alone when it may be rolled back.
+  Subject(Node* node, std::string id, std::string box, const model::Protocol& protocol)
+      : node_(node), id_(std::move(id)), box_(std::move(box)), protocol_(protocol) {}
 
   // What this call does before the daemon goes, comes, or goes on.
   void Cause(Event event) {
@@ -148,6 +149,10 @@ class Subject {
     Await([&] { return node_->tier().starts(id_) >= world.executions; });
     EXPECT_EQ(node_->tier().starts(id_), world.executions);
     if (down_) return;
+    if (protocol_.restore && world.alive) {
+      EXPECT_EQ(node_->tier().files_of(box_).size(), world.effects * (id_ + ";").size())
+          << node_->tier().files_of(box_);
+    }
     for (int client = 0; client < model::kClients; ++client) CompareClient(client, before, world);
     if (world.result != model::kNoResult) {
       Await([&] {
@@ -168,8 +173,10 @@ class Subject {
   sandbox::ExecuteRequest Request(int client) const {
     sandbox::ExecuteRequest request = Node::Request(id_);
     request.set_argv(0, Argv(protocol_.requests[client]));
-    request.set_on_interrupt(protocol_.rerun ? sandbox::INTERRUPT_POLICY_RERUN
-                                             : sandbox::INTERRUPT_POLICY_REPORT);
+    request.set_sandbox_id(box_);
+    request.set_on_interrupt(protocol_.rerun     ? sandbox::INTERRUPT_POLICY_RERUN
+                             : protocol_.restore ? sandbox::INTERRUPT_POLICY_RESTORE
+                                                 : sandbox::INTERRUPT_POLICY_REPORT);
     return request;
   }
 
@@ -207,7 +214,7 @@ class Subject {
   }
 
   Node* const node_;
-  const std::string id_;
+  const std::string id_, box_;
   const model::Protocol& protocol_;
   std::array<std::shared_ptr<CallStream>, model::kClients> streams_;
   bool down_ = false;
@@ -259,7 +266,9 @@ class Group {
       : ways_(ways), protocol_(protocol), worlds_(ways.size(), start), at_(ways.size(), 0) {
     node_.MakeBox();
     for (size_t i = 0; i < ways.size(); ++i) {
-      subjects_.emplace_back(&node_, fmt::format("call-{}", i), protocol_);
+      const std::string box = protocol_.restore ? fmt::format("box-{}", i) : "box";
+      if (protocol_.restore) node_.MakeBox(box);
+      subjects_.emplace_back(&node_, fmt::format("call-{}", i), box, protocol_);
     }
   }
 
@@ -341,13 +350,17 @@ void Conform(const model::Protocol& protocol) {
     ASSERT_FALSE(testing::Test::HasFailure());
   }
   fmt::print("policy {} second client {}: {} transitions of the model, {} steps compared\n",
-             protocol.rerun ? "rerun" : "report",
+             protocol.rerun ? "rerun" : protocol.restore ? "restore" : "report",
              protocol.requests[1] == 1 ? "retries" : "asks otherwise", ways.size(), steps);
 }
 
 TEST(Conformance, OfReportedCalls) { Conform({.requests = {1, 1}}); }
 TEST(Conformance, OfReportedCallsWithAStranger) { Conform({.requests = {1, 2}}); }
 TEST(Conformance, OfCallsThatRunAgain) { Conform({.requests = {1, 1}, .rerun = true}); }
+TEST(Conformance, OfCallsThatAreRolledBack) { Conform({.requests = {1, 1}, .restore = true}); }
+TEST(Conformance, OfCallsThatAreRolledBackWithAStranger) {
+  Conform({.requests = {1, 2}, .restore = true});
+}
 
 }  // namespace
 }  // namespace reprise::sandboxd

@@ -41,7 +41,7 @@ std::pair<std::string, std::string> SplitPath(const std::string& path) {
 
 absl::StatusOr<BoxFiles> BoxFiles::Open(SandboxManager* sandboxes, const std::string& id) {
   ASSIGN_OR_RETURN(SandboxManager::Lease lease, sandboxes->Use(id));
-  return BoxFiles(std::move(lease));
+  return BoxFiles(sandboxes, std::move(lease));
 }
 
 absl::StatusOr<std::string> BoxFiles::Path(std::string_view path) const {
@@ -84,19 +84,23 @@ absl::Status BoxFiles::Read(const std::string& path,
 absl::Status BoxFiles::Write(const std::string& path,
                              const std::function<absl::StatusOr<std::string>()>& next) const {
   const std::string parent = SplitPath(path).first;
+  ASSIGN_OR_RETURN(const auto change, sandboxes_->BeginChange(lease_.id));
   if (parent != "/") RETURN_IF_ERROR(lease_.substrate->MakeDir(lease_.ref(), parent));
   return lease_.substrate->WriteFile(lease_.ref(), path, 0644, next);
 }
 
 absl::Status BoxFiles::MakeDir(const std::string& path) const {
+  ASSIGN_OR_RETURN(const auto change, sandboxes_->BeginChange(lease_.id));
   return lease_.substrate->MakeDir(lease_.ref(), path);
 }
 
 absl::Status BoxFiles::Move(const std::string& from, const std::string& to) const {
+  ASSIGN_OR_RETURN(const auto change, sandboxes_->BeginChange(lease_.id));
   return lease_.substrate->Move(lease_.ref(), from, to);
 }
 
 absl::Status BoxFiles::Remove(const std::string& path) const {
+  ASSIGN_OR_RETURN(const auto change, sandboxes_->BeginChange(lease_.id));
   const absl::Status status = lease_.substrate->Remove(lease_.ref(), path);
   return absl::IsNotFound(status) ? absl::OkStatus() : status;
 }

@@ -46,7 +46,9 @@ class BoxFiles {
   absl::Status Remove(const std::string& path) const;
 
  private:
-  explicit BoxFiles(SandboxManager::Lease lease) : lease_(std::move(lease)) {}
+  BoxFiles(SandboxManager* sandboxes, SandboxManager::Lease lease)
+      : sandboxes_(sandboxes), lease_(std::move(lease)) {}
+  SandboxManager* sandboxes_;  // not owned
   SandboxManager::Lease lease_;
 };
 

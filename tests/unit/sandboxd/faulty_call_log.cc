@@ -52,6 +52,14 @@ absl::Status FaultyCallLog::PutSandbox(const Record& record) {
   RETURN_IF_ERROR(Write());
   return log_->PutSandbox(record);
 }
+absl::Status FaultyCallLog::PutSnapshot(const Snapshot& record) {
+  RETURN_IF_ERROR(Write());
+  return log_->PutSnapshot(record);
+}
+absl::Status FaultyCallLog::DropSnapshot(std::string_view sandbox_id, uint64_t number) {
+  RETURN_IF_ERROR(Write());
+  return log_->DropSnapshot(sandbox_id, number);
+}
 absl::StatusOr<FaultyCallLog::Intent> FaultyCallLog::Begin(Intent intent) {
   WaitFor(&hold_begin_);
   RETURN_IF_ERROR(Write());

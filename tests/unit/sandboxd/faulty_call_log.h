@@ -17,6 +17,7 @@ class FaultyCallLog final : public replay::CallLog {
  public:
   using Record = replay::journal::SandboxRecord;
   using Intent = replay::journal::CallIntent;
+  using Snapshot = replay::journal::SnapshotRecord;
 
   explicit FaultyCallLog(std::unique_ptr<replay::CallLog> log) : log_(std::move(log)) {}
 
@@ -35,6 +36,14 @@ class FaultyCallLog final : public replay::CallLog {
   absl::Status PutSandbox(const Record& record) override;
   absl::StatusOr<Record> GetSandbox(std::string_view id) override { return log_->GetSandbox(id); }
   absl::StatusOr<std::vector<Record>> ListSandboxes() override { return log_->ListSandboxes(); }
+  absl::Status PutSnapshot(const Snapshot& record) override;
+  absl::Status DropSnapshot(std::string_view sandbox_id, uint64_t number) override;
+  absl::StatusOr<std::vector<Snapshot>> ListSnapshots(std::string_view sandbox_id) override {
+    return log_->ListSnapshots(sandbox_id);
+  }
+  absl::StatusOr<uint64_t> CountCalls(std::string_view sandbox_id) override {
+    return log_->CountCalls(sandbox_id);
+  }
   absl::StatusOr<Found> Find(const sandbox::ExecuteRequest& request) override {
     return log_->Find(request);
   }

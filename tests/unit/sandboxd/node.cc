@@ -62,9 +62,9 @@ void Node::Restart(const std::string& boot_id) {
   ASSERT_EQ(calls_->Recover(), absl::OkStatus());
 }
 
-void Node::MakeBox() {
+void Node::MakeBox(const std::string& id) {
   sandbox::CreateRequest request;
-  request.set_sandbox_id("box");
+  request.set_sandbox_id(id);
   request.mutable_spec()->set_tier(sandbox::TIER_FUNCTION);
   auto made = sandboxes_->Create(request);
   ASSERT_TRUE(made.ok()) << made.status();

@@ -35,8 +35,7 @@ class Node {
   // Drops the managers and closes the journal, as Restart's first half.
   void Down();
 
-  // A sandbox "box".
-  void MakeBox();
+  void MakeBox(const std::string& id = "box");
   static sandbox::ExecuteRequest Request(const std::string& call_id);
   // Reads a stream to its end.
   static Received Read(const std::shared_ptr<CallStream>& stream);

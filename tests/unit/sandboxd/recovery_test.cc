@@ -75,26 +75,21 @@ TEST_F(RecoveryTest, ACallThatNeverStartedIsStartedOnceElsewhere) {
 
 TEST_F(RecoveryTest, ALostCallEndsAsItsPolicyAsks) {
   const auto report = WithPolicy("report", sandbox::INTERRUPT_POLICY_REPORT);
-  const auto restore = WithPolicy("restore", sandbox::INTERRUPT_POLICY_RESTORE);
   const auto rerun = WithPolicy("rerun", sandbox::INTERRUPT_POLICY_RERUN);
-  for (const auto& request : {report, restore, rerun}) {
+  for (const auto& request : {report, rerun}) {
     Start(request);
     node_.tier().Emit(request.call_id(), kOut, "first run");
     node_.tier().WaitAcknowledged(request.call_id(), kOut, 9);
   }
   node_.Down();
-  for (const char* id : {"report", "restore", "rerun"}) node_.tier().Forget(id);
+  for (const char* id : {"report", "rerun"}) node_.tier().Forget(id);
   node_.Restart();
 
   Received got = Again(report);
   EXPECT_EQ(got.result.outcome(), sandbox::OUTCOME_INTERRUPTED);
   EXPECT_EQ(got.result.message(), "its supervisor is gone");
   EXPECT_EQ(got.out, "first run");
-  got = Again(restore);
-  EXPECT_EQ(got.result.outcome(), sandbox::OUTCOME_INTERRUPTED);
-  EXPECT_NE(got.result.message().find("no snapshots"), std::string::npos);
   EXPECT_EQ(node_.tier().starts("report"), 1);
-  EXPECT_EQ(node_.tier().starts("restore"), 1);
 
   node_.tier().WaitStarted("rerun");
   EXPECT_EQ(node_.tier().starts("rerun"), 2);

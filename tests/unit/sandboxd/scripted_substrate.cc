@@ -133,6 +133,25 @@ int ScriptedSubstrate::thaws() const {
   absl::MutexLock lock(&mutex_);
   return thaws_;
 }
+int ScriptedSubstrate::snapshots() const {
+  absl::MutexLock lock(&mutex_);
+  return snapshots_;
+}
+void ScriptedSubstrate::SetFiles(const std::string& id, std::string files) {
+  absl::MutexLock lock(&mutex_);
+  files_[id] = std::move(files);
+}
+std::string ScriptedSubstrate::files_of(const std::string& id) const {
+  absl::MutexLock lock(&mutex_);
+  auto found = files_.find(id);
+  return found == files_.end() ? "" : found->second;
+}
+std::vector<std::string> ScriptedSubstrate::images() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::string> names;
+  for (const auto& [name, files] : images_) names.push_back(name);
+  return names;
+}
 uint64_t ScriptedSubstrate::acknowledged(const std::string& call_id, sandbox::Stream stream) const {
   absl::MutexLock lock(&mutex_);
   return jobs_.at(call_id)->acknowledged[stream];
@@ -166,13 +185,18 @@ sandbox::TierInfo ScriptedSubstrate::Describe() {
   limits->set_file_bytes(1 << 24);
   limits->set_disk_bytes(1 << 26);
   limits->set_open_files(64);
+  (*info.mutable_verbs())["snapshot"] = "yes";
   return info;
 }
 absl::StatusOr<std::string> ScriptedSubstrate::CreateSandbox(
-    const std::string& id, const sandbox::SandboxSpec&, std::vector<sandbox::StepTime>* steps) {
+    const std::string& id, const sandbox::SandboxSpec& spec,
+    std::vector<sandbox::StepTime>* steps) {
   absl::MutexLock lock(&mutex_);
   if (!create_.ok()) return create_;
+  if (!spec.image().empty() && images_.count(spec.image()) == 0)
+    return absl::NotFoundError("no image " + spec.image());
   ++creates_;
+  files_[id] = spec.image().empty() ? "" : images_.at(spec.image());
   sandbox::StepTime step;
   step.set_step("script");
   steps->push_back(step);
@@ -193,6 +217,27 @@ absl::Status ScriptedSubstrate::ResumeSandbox(const SandboxRef&) {
   ++thaws_;
   return absl::OkStatus();
 }
+absl::StatusOr<SnapshotImage> ScriptedSubstrate::SnapshotSandbox(const SandboxRef& sandbox,
+                                                                 const std::string& name) {
+  absl::MutexLock lock(&mutex_);
+  if (!snapshot_.ok()) return snapshot_;
+  ++snapshots_;
+  images_[name] = files_[sandbox.id];
+  SnapshotImage made;
+  made.image.set_name(name);
+  made.image.set_digest("digest of " + images_[name]);
+  return made;
+}
+absl::StatusOr<std::vector<sandbox::Image>> ScriptedSubstrate::ListImages() {
+  absl::MutexLock lock(&mutex_);
+  std::vector<sandbox::Image> images;
+  for (const auto& [name, files] : images_) images.emplace_back().set_name(name);
+  return images;
+}
+absl::Status ScriptedSubstrate::RemoveImage(const std::string& name) {
+  absl::MutexLock lock(&mutex_);
+  return images_.erase(name) != 0 ? absl::OkStatus() : absl::NotFoundError("no image " + name);
+}
 absl::StatusOr<std::string> ScriptedSubstrate::Reserve(const SandboxRef&) {
   absl::MutexLock lock(&mutex_);
   if (!reserve_.ok()) return reserve_;
@@ -204,8 +249,8 @@ void ScriptedSubstrate::Unreserve(const std::string& placement) {
 }
 
 absl::StatusOr<std::unique_ptr<RunningCall>> ScriptedSubstrate::Start(
-    const SandboxRef&, const std::string& placement, const sandbox::ExecuteRequest& request,
-    std::unique_ptr<CallSink> sink) {
+    const SandboxRef& sandbox, const std::string& placement,
+    const sandbox::ExecuteRequest& request, std::unique_ptr<CallSink> sink) {
   absl::MutexLock lock(&mutex_);
   if (!start_.ok()) return start_;
   if (reserved_.count(placement) == 0)
@@ -217,6 +262,7 @@ absl::StatusOr<std::unique_ptr<RunningCall>> ScriptedSubstrate::Start(
   if (!lose_starts_) {
     reserved_.erase(placement);
     ++starts_[request.call_id()];
+    files_[sandbox.id] += request.call_id() + ";";
     jobs_[request.call_id()] = job;
   }
   return std::make_unique<Handle>(this, job);

@@ -31,6 +31,10 @@ class ScriptedSubstrate final : public Substrate {
   void FailRecover(absl::Status status) { Set(&recover_, status); }
   void FailReserve(absl::Status status) { Set(&reserve_, status); }
   void FailStart(absl::Status status) { Set(&start_, status); }
+  void FailSnapshot(absl::Status status) { Set(&snapshot_, status); }
+  // Files that the sandbox `id` holds, as one text: every call that starts adds its id and ';'. A
+  // snapshot keeps it, a Create from its image begins with it.
+  void SetFiles(const std::string& id, std::string files);
   // To every watch that is open: an event, or the error that ends it.
   void Happen(const absl::StatusOr<sandbox::WatchEvent>& event);
   // Start accepts nothing: it behaves like a daemon that died just before it.
@@ -43,6 +47,9 @@ class ScriptedSubstrate final : public Substrate {
   int stops() const;
   int thaws() const;
   int watches() const;  // open ones
+  int snapshots() const;
+  std::string files_of(const std::string& id) const;
+  std::vector<std::string> images() const;  // by name
   uint64_t acknowledged(const std::string& call_id, sandbox::Stream stream) const;
   bool released(const std::string& call_id) const;
   std::string stdin_of(const std::string& call_id) const;
@@ -58,6 +65,10 @@ class ScriptedSubstrate final : public Substrate {
   absl::Status StopSandbox(const SandboxRef& sandbox) override;
   absl::Status PauseSandbox(const SandboxRef& sandbox) override;
   absl::Status ResumeSandbox(const SandboxRef& sandbox) override;
+  absl::StatusOr<SnapshotImage> SnapshotSandbox(const SandboxRef& sandbox,
+                                                const std::string& name) override;
+  absl::StatusOr<std::vector<sandbox::Image>> ListImages() override;
+  absl::Status RemoveImage(const std::string& name) override;
   absl::StatusOr<std::string> Reserve(const SandboxRef& sandbox) override;
   void Unreserve(const std::string& placement) override;
   absl::StatusOr<std::unique_ptr<RunningCall>> Start(const SandboxRef& sandbox,
@@ -97,10 +108,14 @@ class ScriptedSubstrate final : public Substrate {
   std::map<std::string, int> starts_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string> reserved_ ABSL_GUARDED_BY(mutex_);
   int next_ ABSL_GUARDED_BY(mutex_) = 0, stops_ ABSL_GUARDED_BY(mutex_) = 0,
-            creates_ ABSL_GUARDED_BY(mutex_) = 0, thaws_ ABSL_GUARDED_BY(mutex_) = 0;
+            creates_ ABSL_GUARDED_BY(mutex_) = 0, thaws_ ABSL_GUARDED_BY(mutex_) = 0,
+            snapshots_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<std::string, std::string> files_ ABSL_GUARDED_BY(mutex_);   // by sandbox
+  std::map<std::string, std::string> images_ ABSL_GUARDED_BY(mutex_);  // by name
   bool lose_starts_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status create_ ABSL_GUARDED_BY(mutex_), recover_ ABSL_GUARDED_BY(mutex_),
-      reserve_ ABSL_GUARDED_BY(mutex_), start_ ABSL_GUARDED_BY(mutex_);
+      reserve_ ABSL_GUARDED_BY(mutex_), start_ ABSL_GUARDED_BY(mutex_),
+      snapshot_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace reprise::sandboxd
