@@ -368,12 +368,14 @@ TYPED_TEST_P(TierCases, InterruptsTheForegroundOfATerminalAndHangsItUp) {
   type("\x03");
   type("echo code $?\n");
   EXPECT_TRUE(running.recording->WaitForText("code 130\r\n")) << running.recording->out();
-  type("sleep 1001 & echo sle\"eps\"\n");
-  EXPECT_TRUE(running.recording->WaitForText("sleeps\r\n")) << running.recording->out();
+  // What goes on in the background learns that its terminal is gone.
+  type("(trap '' HUP; while echo tick; do sleep 0.1; done; touch /work/hung) & echo go\"es\"\n");
+  EXPECT_TRUE(running.recording->WaitForText("goes\r\n")) << running.recording->out();
   ASSERT_TRUE(running.call->WriteStdin("exit 9\n", true).ok());
   EXPECT_EQ(running.recording->WaitForEnd().exit_code(), 9) << running.recording->out();
   running.recording->AcknowledgeTo(nullptr);
   running.call->Release();
+  EXPECT_EQ(this->Run(box, "until [ -e /work/hung ]; do sleep 0.1; done").result.exit_code(), 0);
 
   // Input that was given at once ends by itself, also in the middle of a line.
   request = this->Shell(box, "cat; echo \"and $?\"");
