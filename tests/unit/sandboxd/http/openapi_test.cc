@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "sandboxd/api/http/metrics.h"
 #include "sandboxd/api/http/openapi.h"
 #include "sandboxd/api/http/routes.h"
 
@@ -29,6 +30,7 @@ std::string Name(std::string method, std::string path) {
 TEST(OpenApi, DescribesEveryRouteAndNoOther) {
   Router router;
   AddAllRoutes(Surface(), /*leases=*/nullptr, &router);
+  AddMetricsRoute(Surface(), /*journal=*/nullptr, &router);
   std::set<std::string> routes, described;
   for (const Route& route : router.routes()) routes.insert(Name(route.method, route.pattern));
   const json document = json::parse(kOpenApi, kOpenApi + kOpenApiBytes);
