@@ -1,6 +1,7 @@
 // The tiers of machines behind the program sandboxd, which is killed while a call runs in each.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -11,10 +12,13 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "base/fd.h"
+#include "reprise/sandbox/v1/sandbox.grpc.pb.h"
 #include "tests/integration/sandboxd_process.h"
 
 namespace reprise::sandboxd {
 namespace {
+
+using ::testing::HasSubstr;
 
 constexpr absl::Duration kAnswerMax = absl::Seconds(240);
 constexpr uint64_t kMemoryBytes = 128 << 20;
@@ -45,7 +49,8 @@ class MachineDaemonTest : public ::testing::TestWithParam<sandbox::Tier> {
     const int status = daemon_.End(SIGTERM);
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
     const char* const tier = GetParam() == sandbox::TIER_VM ? "vm" : "microvm";
-    EXPECT_TRUE(std::filesystem::is_empty(fmt::format("{}/{}/boxes", state_.path(), tier)));
+    EXPECT_TRUE(
+        std::filesystem::is_empty(fmt::format("{}/sandboxd/{}/boxes", state_.path(), tier)));
   }
   static absl::Time Deadline() { return absl::Now() + kAnswerMax; }
   static sandbox::ExecuteRequest Request(const std::string& id, const std::string& script) {
@@ -92,6 +97,37 @@ TEST_P(MachineDaemonTest, ACallGoesOnWhileTheDaemonIsDead) {
   EXPECT_TRUE(again->result.replayed());
   EXPECT_EQ(again->out, finished->out);
   EXPECT_EQ(client_->ExecuteToEnd(Request("count", "cat runs"), Deadline())->out, "run\n");
+}
+
+TEST_P(MachineDaemonTest, AWholePcHasAScreenAndAKeyboard) {
+  const auto stub = sandbox::SandboxService::NewStub(
+      grpc::CreateChannel(daemon_.address(), grpc::InsecureChannelCredentials()));
+  grpc::ClientContext contexts[3];
+  sandbox::ScreenshotRequest look;
+  look.set_sandbox_id(kBox);
+  sandbox::ScreenshotResponse picture;
+  const grpc::Status seen = stub->Screenshot(&contexts[0], look, &picture);
+  sandbox::SendInputRequest press;
+  press.set_sandbox_id(kBox);
+  press.add_events()->set_keys("ret");
+  sandbox::SendInputResponse pressed;
+  const grpc::Status sent = stub->SendInput(&contexts[1], press, &pressed);
+  sandbox::ConsoleRequest listen;
+  listen.set_sandbox_id(kBox);
+  sandbox::ConsoleResponse heard;
+  const grpc::Status said = stub->Console(&contexts[2], listen, &heard);
+  for (const grpc::Status* const status : {&seen, &sent, &said}) {
+    if (GetParam() == sandbox::TIER_VM) {
+      EXPECT_TRUE(status->ok()) << status->error_message();
+    } else {
+      EXPECT_EQ(status->error_code(), grpc::StatusCode::UNIMPLEMENTED);
+      EXPECT_THAT(status->error_message(), HasSubstr("TIER_MICROVM"));
+    }
+  }
+  if (GetParam() != sandbox::TIER_VM) return;
+  EXPECT_GT(picture.width(), 0u);
+  EXPECT_THAT(heard.data(), HasSubstr("Linux version"));
+  EXPECT_EQ(heard.offset() + heard.data().size(), heard.end());
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, MachineDaemonTest,
