@@ -339,7 +339,10 @@ absl::Status CallManager::WriteStdin(const sandbox::WriteStdinRequest& request) 
 absl::Status CallManager::Resize(const sandbox::ResizeRequest& request) {
   RETURN_IF_ERROR(CheckResize(request));
   const CallPtr call = Lookup(request.call_id());
-  if (call != nullptr) return call->Resize(request.rows(), request.columns());
+  if (call != nullptr) {
+    ASSIGN_OR_RETURN(const auto change, sandboxes_->BeginChange(call->sandbox_id()));
+    return call->Resize(request.rows(), request.columns());
+  }
   RETURN_IF_ERROR(log_->FindById(request.call_id()).status());
   return absl::FailedPreconditionError(fmt::format("call {} has ended", request.call_id()));
 }

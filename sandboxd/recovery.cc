@@ -126,13 +126,12 @@ absl::Status CallManager::RestoreAndStart(const CallPtr& call,
   const absl::Status back = sandboxes_->RollBack(intent.sandbox_id(), intent.snapshot_id());
   if (absl::IsUnavailable(back)) return park(back);
   if (!back.ok()) {
-    call->EndWith(
-        MakeResult(sandbox::OUTCOME_INTERRUPTED,
-                   fmt::format("{}; it was not rolled back: {}", why, back.message())));
+    call->EndWith(MakeResult(sandbox::OUTCOME_INTERRUPTED,
+                             fmt::format("{}; it was not rolled back: {}", why, back.message())));
     return absl::OkStatus();
   }
-  base::LogInfo(fmt::format("call {} runs again in its sandbox as it was before: {}", call->id(),
-                            why));
+  base::LogInfo(
+      fmt::format("call {} runs again in its sandbox as it was before: {}", call->id(), why));
   return StartElsewhere(call, intent.sandbox_id(), request, from_caller, /*unused=*/"");
 }
 

@@ -77,8 +77,7 @@ absl::Status SandboxManager::Recover() {
     if (record.state() != sandbox::SANDBOX_STATE_STOPPED) RETURN_IF_ERROR(Adopt(record));
     if (IsLive(record.state())) continue;
     const absl::Status dropped = DropUnfinished(record.id(), record.spec().tier());
-    if (!dropped.ok())
-      base::LogWarn(fmt::format("sandbox {}: {}", record.id(), dropped.message()));
+    if (!dropped.ok()) base::LogWarn(fmt::format("sandbox {}: {}", record.id(), dropped.message()));
   }
   return absl::OkStatus();
 }

@@ -174,7 +174,8 @@ class ContainerLife::Attempt {
     for (size_t i = 0; i < image_.lower.size(); ++i) lower += (i == 0 ? "" : ":") + image_.lower[i];
     mounts_ = {{"overlay",
                 "overlay",
-                {"index=off", "redirect_dir=off", "metacopy=off", "workdir=" + work, "upperdir=" + upper, std::move(lower)}}};
+                {"index=off", "redirect_dir=off", "metacopy=off", "workdir=" + work,
+                 "upperdir=" + upper, std::move(lower)}}};
     Step("layers");
     return absl::OkStatus();
   }

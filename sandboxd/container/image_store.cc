@@ -182,7 +182,8 @@ absl::StatusOr<ResolvedImage> ImageStore::Resolve(const std::string& name) {
   ASSIGN_OR_RETURN(const ImageManifest manifest, ParseManifest(manifest_json, what));
   ASSIGN_OR_RETURN(const std::string config_json,
                    client_->ReadBlob(manifest.config.digest, kImageDocumentBytesMax));
-  ResolvedImage image{name, record->target.digest, "", {}, {}, NumberAt(record->labels, kSizeLabel)};
+  ResolvedImage image{
+      name, record->target.digest, "", {}, {}, NumberAt(record->labels, kSizeLabel)};
   ASSIGN_OR_RETURN(image.config, ParseConfig(config_json, what));
   image.top_snapshot = ChainIds(image.config.diff_ids).back();
   return image;

@@ -72,7 +72,8 @@ class ContainerDaemonTest : public ContainerTest {
     for (const ContainerRecord& record : containerd_.ListContainers().value()) {
       const TaskInfo task = containerd_.GetTask(record.id).value_or(TaskInfo());
       if (task.state != TaskState::kRunning && task.state != TaskState::kPaused) continue;
-      if (record.spec_json.find(fmt::format("\"hostname\":\"{}\"", sandbox_id)) != std::string::npos)
+      if (record.spec_json.find(fmt::format("\"hostname\":\"{}\"", sandbox_id)) !=
+          std::string::npos)
         return record.id;
     }
     ADD_FAILURE() << "no container of " << sandbox_id;
@@ -178,11 +179,10 @@ TEST_F(ContainerDaemonTest, ADeadMachineLeavesTheEffectsOfACallOnce) {
     made.set_sandbox_id("dies");
     return made;
   };
-  ASSERT_TRUE(
-      client_->ExecuteToEnd(request("before", "echo before > /work/log"), Deadline()).ok());
-  sandbox::ExecuteRequest call =
-      request("call", "echo begun >> /work/log; echo up; read line < /door/go;"
-                      " echo $line >> /work/log; cat /work/log");
+  ASSERT_TRUE(client_->ExecuteToEnd(request("before", "echo before > /work/log"), Deadline()).ok());
+  sandbox::ExecuteRequest call = request("call",
+                                         "echo begun >> /work/log; echo up; read line < /door/go;"
+                                         " echo $line >> /work/log; cat /work/log");
   call.set_on_interrupt(sandbox::INTERRUPT_POLICY_RESTORE);
   absl::Notification up;
   absl::StatusOr<SandboxClient::Finished> finished;
@@ -214,13 +214,15 @@ TEST_F(ContainerDaemonTest, ADeadMachineLeavesTheEffectsOfACallOnce) {
 }
 
 TEST_F(ContainerDaemonTest, ALostSandboxIsRebuiltFromItsSnapshotAndItsLog) {
-  ASSERT_TRUE(client_->ExecuteToEnd(Request("a", "echo one > /work/a; cat /work/a"), Deadline()).ok());
+  ASSERT_TRUE(
+      client_->ExecuteToEnd(Request("a", "echo one > /work/a; cat /work/a"), Deadline()).ok());
   sandbox::SnapshotRequest snapshot;
   snapshot.set_sandbox_id(kBox);
   ASSERT_TRUE(client_->Snapshot(snapshot, Deadline()).ok());
-  ASSERT_TRUE(
-      client_->ExecuteToEnd(Request("b", "cat /work/a; echo two >> /work/a; wc -l < /work/a"), Deadline())
-          .ok());
+  ASSERT_TRUE(client_
+                  ->ExecuteToEnd(Request("b", "cat /work/a; echo two >> /work/a; wc -l < /work/a"),
+                                 Deadline())
+                  .ok());
   const std::string container = ContainerOf(kBox);
   daemon_->End(SIGKILL);
   KillMachineOf(container);
@@ -231,7 +233,8 @@ TEST_F(ContainerDaemonTest, ALostSandboxIsRebuiltFromItsSnapshotAndItsLog) {
   EXPECT_EQ(restored->run_again(), 1u) << "a is in the snapshot";
   EXPECT_EQ(client_->ExecuteToEnd(Request("c", "cat /work/a"), Deadline())->out, "one\ntwo\n");
   // What is no function of the files is told.
-  ASSERT_TRUE(client_->ExecuteToEnd(Request("d", "cat /proc/sys/kernel/random/uuid"), Deadline()).ok());
+  ASSERT_TRUE(
+      client_->ExecuteToEnd(Request("d", "cat /proc/sys/kernel/random/uuid"), Deadline()).ok());
   const std::string again = ContainerOf(kBox);
   daemon_->End(SIGKILL);
   KillMachineOf(again);

@@ -21,8 +21,7 @@ TEST(CallProtocol, KeepsItsPromisesInEveryReachableState) {
       EXPECT_EQ(found.broken, "") << fmt::format("{}", fmt::join(found.trace, "\n"));
       EXPECT_GT(found.states, 2000u);
       fmt::print("policy {:7} second client {:15} {:6} states {:7} steps, every promise kept\n",
-                 policy, second == 1 ? "retries" : "asks otherwise",
-                 found.states, found.steps);
+                 policy, second == 1 ? "retries" : "asks otherwise", found.states, found.steps);
     }
   }
 }
@@ -57,7 +56,8 @@ TEST(CallProtocol, EveryFaultOfTheProtocolIsFound) {
   for (const Case& each : cases) {
     Exploration found;
     for (uint8_t second : {1, 2}) {
-      found = Explore(World(), {.requests = {1, second}, .restore = each.restore, .fault = each.fault});
+      found =
+          Explore(World(), {.requests = {1, second}, .restore = each.restore, .fault = each.fault});
       if (!found.broken.empty()) break;
     }
     EXPECT_EQ(found.broken, each.breaks) << each.name;

@@ -350,7 +350,9 @@ void Conform(const model::Protocol& protocol) {
     ASSERT_FALSE(testing::Test::HasFailure());
   }
   fmt::print("policy {} second client {}: {} transitions of the model, {} steps compared\n",
-             protocol.rerun ? "rerun" : protocol.restore ? "restore" : "report",
+             protocol.rerun     ? "rerun"
+             : protocol.restore ? "restore"
+                                : "report",
              protocol.requests[1] == 1 ? "retries" : "asks otherwise", ways.size(), steps);
 }
 
