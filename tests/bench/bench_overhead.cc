@@ -72,7 +72,8 @@ class Loop {
     options.durability = durability;
     store_ = OrExit(storage::Store::Open(options));
     log_ = OrExit(replay::TrajectoryLog::Open(store_.get()));
-    jobs_ = std::make_unique<JobTable>(log_.get(), journal::DURABILITY_FSYNC, &sandboxes_, 0, "");
+    jobs_ = std::make_unique<JobTable>(log_.get(), journal::DURABILITY_FSYNC, &sandboxes_,
+                                       engine::EngineOptions(), SchedulerOptions());
   }
 
   // Seconds of one job of this id, from its submission to its end.
