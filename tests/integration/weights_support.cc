@@ -156,6 +156,14 @@ std::vector<Json> Rolloutd::Finish(const std::string& job_id) {
   }
   grpc::Status status = reader->Finish();
   EXPECT_TRUE(status.ok()) << status.error_message();
+  // The job's state follows its last record.
+  wire::GetJobRequest watched;
+  watched.set_job_id(job_id);
+  grpc::ClientContext watching;
+  auto states = stub_->Watch(&watching, watched);
+  for (wire::Job job; states->Read(&job) && job.state() == "running";) {
+  }
+  watching.TryCancel();
   return records;
 }
 

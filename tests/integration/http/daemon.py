@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -38,7 +39,7 @@ class Daemon:
         with open(log, "w") as out:
             self.process = subprocess.Popen(
                 [os.path.join(self.bin_dir, "sandboxd"), "--state", self.state, "--http", "127.0.0.1:0",
-                 "--token-file", token_path, "--durability", "os", *self.flags], stderr=out)
+                 "--token-file", token_path, "--durability", "os", *self.flags], stdout=out, stderr=out)
         while True:
             with open(log) as words:
                 text = words.read()
@@ -60,8 +61,17 @@ class Daemon:
         self.stop(kill)
         self._start(os.path.join(self.state, "token"))
 
+    # Calls outlive their daemon, but not the test.
     def close(self):
         code = self.stop()
+        mine = (self.state + "/").encode()
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as words:
+                    if mine in words.read():
+                        os.kill(int(pid), signal.SIGKILL)
+            except OSError:
+                pass  # gone meanwhile
         shutil.rmtree(self.state, ignore_errors=True)
         return code
 

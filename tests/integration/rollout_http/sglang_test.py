@@ -132,6 +132,11 @@ class Generate(unittest.TestCase):
         self.assertEqual(rise("reprise_inter_token_latency_seconds_count"), 6)
         self.assertEqual(rise('reprise_e2e_request_latency_seconds_bucket{le="+Inf"}'), 1)
         self.assertGreater(rise("reprise_engine_steps_total" + model), 6)
+        # A request is counted out between two steps, after its answer.
+        for _ in range(1000):
+            if after["reprise_num_requests_running" + model] == 0:
+                break
+            after = scrape(self.daemon.request("GET", "/metrics").body.decode())
         self.assertEqual(after["reprise_num_requests_running" + model], 0)
         self.assertEqual(self.daemon.request("GET", "/metrics", owner=False).status, 401)
         # Every family of the dashboard is there.

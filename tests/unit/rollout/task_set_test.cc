@@ -115,7 +115,7 @@ TEST_F(TaskSetTest, ARewardMustComeFromSomewhere) {
   auto job = Load(kOneTask, kJobTop);
   EXPECT_THAT(Message(job.status()),
               AllOf(HasSubstr("tasks.jsonl:1: reward is missing here and in the job file"),
-                    HasSubstr("allowed: kind \"match\" or \"command\"")));
+                    HasSubstr("allowed: kind \"match\", \"command\" or \"http\"")));
 }
 
 TEST_F(TaskSetTest, AnEmptyTaskSetIsAnError) {
