@@ -96,8 +96,8 @@ class Shell(unittest.TestCase):
         size = b""
         while size != b"40 120":
             self.assertLess(time.monotonic(), deadline, size)
-            outer.type(b"echo size=$(stty size)=\n")
-            outer.until(b"\r\nsize=")
+            outer.type(b"echo si\"z\"e=$(stty size)=\n")
+            outer.until(b"size=")
             size = outer.until(b"=\r\n").split(b"=")[0]
         outer.type(b"exit 5\n")
         outer.until(b"code=5\r\n")
