@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 from connect import Envd
-from daemon import Daemon
+from daemon import Daemon, dashboard_families
 
 BIN_DIR = None
 
@@ -110,6 +110,7 @@ class Port(unittest.TestCase):
                                ("reprise_journal_commit_seconds_count", 1)):
                 self.assertEqual(after[name] - before.get(name, 0), more, name)
             self.assertGreater(after["reprise_journal_bytes_total"], before["reprise_journal_bytes_total"])
+            self.assertEqual(dashboard_families("Sandbox daemon") - daemon.families(), set())
         finally:
             daemon.close()
 
