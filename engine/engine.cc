@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "base/status_macros.h"
+#include "engine/communicator.h"
 #include "engine/digest.h"
 #include "engine/engine_impl.h"
 #include "engine/sampler.h"
@@ -112,6 +113,11 @@ absl::Status EngineImpl::CheckOptions(const EngineOptions& options, const Checkp
         "a prefix cache on disk without windows does not serve speculation: choose full or "
         "periodic");
   }
+  if (options.ranks != nullptr && (options.speculate || !options.prefix_disk.directory.empty())) {
+    return absl::InvalidArgumentError(fmt::format(
+        "a model that {} ranks run has no {} yet: leave it out, or run one rank",
+        options.ranks->size(), options.speculate ? "speculation" : "prefix cache on disk"));
+  }
   reference_ = options.numerics == Numerics::kReference ||
                (options.numerics == Numerics::kAuto && checkpoint.quantised());
   if (reference_ && (config_.index_dim & (config_.index_dim - 1)) != 0) {
@@ -128,10 +134,11 @@ absl::Status EngineImpl::Start(const EngineOptions& options, const Checkpoint& c
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   workers_ = std::make_unique<Workers>(options.threads == 0 ? cores : options.threads);
   workspaces_.resize(static_cast<size_t>(workers_->threads()));
-  small_ = checkpoint.bytes() <= kSmallModelBytes;
+  ranks_ = options.ranks;
+  small_ = checkpoint.bytes() <= kSmallModelBytes && ranks_ == nullptr;
   speculate_ = options.speculate;
   prefix_cache_bytes_ = options.prefix_cache_bytes;
-  model_ = std::make_unique<Model>(&config_, reference_, speculate_);
+  model_ = std::make_unique<Model>(&config_, reference_, speculate_, ranks_);
   if (options.prefix_disk.directory.empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(disk_, PrefixDisk::Open(options.prefix_disk, &model_->layout()));
   return absl::OkStatus();
@@ -210,7 +217,7 @@ absl::StatusOr<std::vector<float>> EngineImpl::Logits(absl::Span<const int32_t> 
   StepItem item;
   item.sequence = &sequence;
   item.tokens = tokens;
-  RETURN_IF_ERROR(CheckItems(absl::MakeSpan(&item, 1)));
+  RETURN_IF_ERROR(CheckStep(absl::MakeSpan(&item, 1)));
   std::vector<float> logits(tokens.size() * static_cast<size_t>(config_.vocab_size));
   for (size_t at = 0; at < tokens.size(); at += kLogitsPassTokens) {
     Segment segment;
@@ -221,6 +228,7 @@ absl::StatusOr<std::vector<float>> EngineImpl::Logits(absl::Span<const int32_t> 
     segment.logit_rows = static_cast<int64_t>(segment.tokens.size());
     model_->Forward(own_->tensors, {&segment, 1}, workers_.get(), &workspaces_[0]);
   }
+  if (ranks_ != nullptr) RETURN_IF_ERROR(ranks_->status());
   return logits;
 }
 
@@ -232,7 +240,7 @@ EngineStats EngineImpl::stats() const {
   return stats;
 }
 
-absl::Status EngineImpl::CheckItems(absl::Span<const StepItem> items) const {
+absl::Status EngineImpl::CheckStep(absl::Span<const StepItem> items) const {
   std::set<const Sequence*> seen;
   for (const StepItem& item : items) {
     const auto* sequence = dynamic_cast<const EngineSequence*>(item.sequence);

@@ -44,6 +44,8 @@ struct PrefixDiskOptions {
   int64_t period = 8;  // pages
 };
 
+class Communicator;  // engine/communicator.h
+
 struct EngineOptions {
   int threads = 0;          // 0: one a core
   int64_t max_context = 0;  // 0: max_position_embeddings of the config
@@ -53,6 +55,9 @@ struct EngineOptions {
   // tokens are the same; only StepItem::max_samples says whether a step may give two.
   bool speculate = false;
   PrefixDiskOptions prefix_disk = {};  // not kZero with speculate
+  // The processes that run the model together; outlives the engine. All ranks make the same calls
+  // but for what is sampled. Not with speculate or prefix_disk.
+  Communicator* ranks = nullptr;
 };
 
 // The distribution that a token is drawn from, in the order in which it is made: logit_bias is
@@ -186,6 +191,8 @@ class Engine {
   // INVALID_ARGUMENT for an id outside the vocabulary, the same sequence twice, a context that
   // would grow past the limit, or weights of another engine; then nothing was fed.
   virtual absl::Status Step(absl::Span<StepItem> items) = 0;
+  // Whether Step would take them; feeds nothing.
+  virtual absl::Status CheckStep(absl::Span<const StepItem> items) const = 0;
   // Teacher-forced logits of all positions, float32 [tokens, vocab].
   virtual absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) = 0;
 

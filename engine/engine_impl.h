@@ -45,6 +45,7 @@ class EngineImpl final : public Engine {
   absl::StatusOr<std::unique_ptr<Sequence>> Restore(std::string_view bytes,
                                                     const Weights* weights) override;
   absl::Status Step(absl::Span<StepItem> items) override;
+  absl::Status CheckStep(absl::Span<const StepItem> items) const override;
   absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) override;
 
   const ModelConfig& config() const override { return config_; }
@@ -102,7 +103,6 @@ class EngineImpl final : public Engine {
                                   const LoadedWeights& weights);
   // Tokens before the end of a prefix that have to be computed again when its block is not kept.
   int64_t RecomputedTokens() const;
-  absl::Status CheckItems(absl::Span<const StepItem> items) const;
 
   // Work for the items; those that can share one are found.
   std::vector<Work> Plan(absl::Span<StepItem> items);
@@ -130,6 +130,7 @@ class EngineImpl final : public Engine {
   bool small_ = false;      // weights stay in cache: threads may run whole sequences by themselves
   bool reference_ = false;  // numerics
   bool speculate_ = false;
+  Communicator* ranks_ = nullptr;
   std::unique_ptr<Model> model_;
   std::unique_ptr<PrefixDisk> disk_;  // null without one
   std::shared_ptr<const LoadedWeights> own_;  // its cache ends before the layout of model_

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/status_macros.h"
+#include "engine/communicator.h"
 #include "engine/engine_impl.h"
 #include "engine/sampler.h"
 
@@ -21,12 +22,13 @@ bool SameTokens(absl::Span<const int32_t> a, absl::Span<const int32_t> b) {
 }  // namespace
 
 absl::Status EngineImpl::Step(absl::Span<StepItem> items) {
-  RETURN_IF_ERROR(CheckItems(items));
+  RETURN_IF_ERROR(CheckStep(items));
   std::vector<Work> works = Plan(items);
   std::vector<Segment> segments;
   std::vector<Work*> owners;
   while (NextPass(absl::MakeSpan(works), &segments, &owners)) {
     RunPass(*owners[0]->weights, segments);
+    if (ranks_ != nullptr) RETURN_IF_ERROR(ranks_->status());
     AfterPass(owners, segments);
   }
   for (Work& work : works) {

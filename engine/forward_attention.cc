@@ -43,7 +43,7 @@ void ForwardPass::FinishQueries(float* query, float* key) {
   const int64_t d = c_.head_dim, heads = c_.num_heads;
   ParallelFor(workers_, rows_, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t h = heads_.begin; h < heads_.end; ++h) {
         float* q = query + (row * heads + h) * d;
         cpu::RmsNorm(q, nullptr, d, c_.norm_eps, q);
         Round(q, d);
@@ -102,7 +102,7 @@ void ForwardPass::Attention(int64_t layer, const AttentionWeights& w) {
   Linear(x, rows_, w.wq_a, low);
   Normalise(low, rows_, w.q_norm);
   float* query = Get(kQuery, rows_ * heads * d);
-  Linear(low, rows_, w.wq_b, query);
+  Linear(low, rows_, w.wq_b, query, {heads_.begin * d, heads_.end * d});
   float* key = Get(kKey, rows_ * d);
   Linear(x, rows_, w.wkv, key);
   Normalise(key, rows_, w.kv_norm);
@@ -115,7 +115,7 @@ void ForwardPass::Attention(int64_t layer, const AttentionWeights& w) {
   }
 
   Get(kAttended, rows_ * heads * d);
-  ParallelFor(workers_, rows_, 1, [&](int64_t begin, int64_t end) {
+  ParallelFor(workers_, heads_.size() == 0 ? 0 : rows_, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       AttendRow(layer, w, segments_[segment_of_[row]], first_row_[segment_of_[row]], row);
     }
@@ -201,7 +201,7 @@ void ForwardPass::PoolSegment(int64_t layer, const Compressor& w, bool index,
 
 void ForwardPass::AttendRow(int64_t layer, const AttentionWeights& w, const Segment& segment,
                             int64_t first_row, int64_t row) {
-  const int64_t d = c_.head_dim, heads = c_.num_heads, position = workspace_->positions[row];
+  const int64_t d = c_.head_dim, heads = heads_.size(), position = workspace_->positions[row];
   const int64_t start = segment.start;
   const float* keys = workspace_->buffers[kKey].data() + first_row * d;
   RowScratch& scratch = ThreadScratch();
@@ -241,9 +241,10 @@ void ForwardPass::AttendRow(int64_t layer, const AttentionWeights& w, const Segm
   const int64_t count = static_cast<int64_t>(scratch.rows.size());
   scratch.logits.resize(static_cast<size_t>(heads * (count + 1)));
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
-  float* out = workspace_->buffers[kAttended].data() + row * heads * d;
-  cpu::Attend(workspace_->buffers[kQuery].data() + row * heads * d, heads, d, scratch.rows.data(),
-              count, w.sink.data(), scale, scratch.logits.data(), out, reference_);
+  const int64_t first = (row * c_.num_heads + heads_.begin) * d;
+  float* out = workspace_->buffers[kAttended].data() + first;
+  cpu::Attend(workspace_->buffers[kQuery].data() + first, heads, d, scratch.rows.data(), count,
+              w.sink.data() + heads_.begin, scale, scratch.logits.data(), out, reference_);
   Round(out, heads * d);
   for (int64_t h = 0; h < heads; ++h) Rotate(out + h * d, d, row, /*inverse=*/true);
   Round(out, heads * d);
@@ -266,13 +267,17 @@ void ForwardPass::ProjectOutput(const AttentionWeights& w) {
                 columns = c_.o_groups * c_.o_lora_rank;
   const float* attended = Get(kAttended, rows_ * all);
   float* grouped = Get(kGrouped, rows_ * columns);
-  for (int64_t g = 0; g < c_.o_groups; ++g) {
+  for (int64_t g = groups_.begin; g < groups_.end; ++g) {
     const Matrix part = w.wo_a.Rows(g * c_.o_lora_rank, c_.o_lora_rank);
     Multiply(attended + g * width, all, rows_, part, grouped + g * c_.o_lora_rank, columns);
   }
   // The reference multiplies its input unquantised by this one matrix, wo_a.
-  RoundRows(grouped, rows_, columns);
-  Linear(grouped, rows_, w.wo_b, Get(kOutput, rows_ * c_.hidden_size));
+  RoundRows(grouped, rows_, columns,
+            {groups_.begin * c_.o_lora_rank, groups_.end * c_.o_lora_rank});
+  GatherColumns(grouped, rows_, columns, c_.o_lora_rank);
+  float* output = Get(kOutput, rows_ * c_.hidden_size);
+  Linear(grouped, rows_, w.wo_b, output, Mine(c_.hidden_size));
+  GatherColumns(output, rows_, c_.hidden_size, 1);
 }
 
 }  // namespace reprise::engine

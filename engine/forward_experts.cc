@@ -45,8 +45,8 @@ void ForwardPass::Route(int64_t layer, const ExpertWeights& w) {
 void ForwardPass::RunExpert(const Expert& expert, const float* input, const float* weights,
                             int64_t rows, float* gate, float* up, float* output, Workers* workers) {
   const int64_t inner = c_.expert_width;
-  MultiplyOn(workers, input, c_.hidden_size, rows, expert.w1, gate, inner);
-  MultiplyOn(workers, input, c_.hidden_size, rows, expert.w3, up, inner);
+  MultiplyOn(workers, input, c_.hidden_size, rows, expert.w1, gate, inner, {0, inner});
+  MultiplyOn(workers, input, c_.hidden_size, rows, expert.w3, up, inner, {0, inner});
   ParallelFor(workers, rows, kGrainRows, [&](int64_t begin, int64_t end) {
     Round(gate + begin * inner, (end - begin) * inner);
     Round(up + begin * inner, (end - begin) * inner);
@@ -59,7 +59,8 @@ void ForwardPass::RunExpert(const Expert& expert, const float* input, const floa
         cpu::QuantiseFp8(hidden, inner, cpu::kFp8Group, hidden);
     }
   });
-  MultiplyOn(workers, gate, inner, rows, expert.w2, output, c_.hidden_size);
+  MultiplyOn(workers, gate, inner, rows, expert.w2, output, c_.hidden_size,
+             {0, c_.hidden_size});
 }
 
 // Slots are (row, choice) pairs, sorted by expert: each expert reads its weights once for all rows
@@ -77,7 +78,8 @@ void ForwardPass::Experts(int64_t layer, const ExpertWeights& w) {
   std::partial_sum(begin.begin(), begin.end(), begin.begin());
   std::vector<int64_t> place(static_cast<size_t>(slots)), next(begin.begin(), begin.end() - 1);
   std::vector<int64_t> busy;
-  for (int64_t e = 0; e < c_.num_experts; ++e) {
+  const Share mine = Mine(c_.num_experts);
+  for (int64_t e = mine.begin; e < mine.end; ++e) {
     if (begin[e + 1] > begin[e]) busy.push_back(e);
   }
   const float* routed_input = InputOf(w.routed[0].w1, input, rows_, width);
@@ -106,6 +108,12 @@ void ForwardPass::Experts(int64_t layer, const ExpertWeights& w) {
     workers_->Run(static_cast<int64_t>(busy.size()), [&](int64_t i) { run(busy[i], nullptr); });
   } else {
     for (int64_t e : busy) run(e, workers_);
+  }
+  if (ranks_ != nullptr) {
+    std::vector<int64_t> bounds = {0};
+    for (int rank = 0; rank < ranks_->size(); ++rank)
+      bounds.push_back(begin[ShareOf(c_.num_experts, rank, ranks_->size()).end] * width);
+    ranks_->AllGather(routed, bounds);
   }
   RunExpert(w.shared, InputOf(w.shared.w1, input, rows_, width), nullptr, rows_,
             gate + slots * inner, up + slots * inner, output, workers_);

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/types/span.h"
+#include "engine/communicator.h"
 #include "engine/model.h"
 #include "kernels/cpu/compressor.h"
 #include "kernels/cpu/mhc.h"
@@ -53,6 +54,7 @@ class ForwardPass {
     kEmbedded,      // [N, D] of the next tokens, for the MTP block
     kMixed,         // [N, D] their projection
     kLogits,        // [wanted, V]
+    kGathered,      // what ranks exchange, rank by rank
     kBuffers,
   };
   static_assert(kBuffers <= kWorkspaceBuffers);
@@ -62,13 +64,21 @@ class ForwardPass {
 
   // In reference numerics: x[n] to bfloat16, in place.
   void Round(float* x, int64_t n) const;
-  // The same of x[rows, n], on all threads.
-  void RoundRows(float* x, int64_t rows, int64_t n) const;
+  // The same of columns `part` of x[rows, n], on all threads.
+  void RoundRows(float* x, int64_t rows, int64_t n, Share part) const;
   // What a product with `w` reads for the rows x[rows, n]: in reference numerics FP8 values where
   // `w` is quantised, in kQuantised; otherwise x itself.
   const float* InputOf(const Matrix& w, const float* x, int64_t rows, int64_t n);
-  // A linear layer of the model: InputOf, product, Round.
-  void Linear(const float* x, int64_t rows, const Matrix& w, float* y);
+  // A linear layer of the model: InputOf, product, Round; of columns `part` of y, or of all.
+  void Linear(const float* x, int64_t rows, const Matrix& w, float* y, Share part);
+  void Linear(const float* x, int64_t rows, const Matrix& w, float* y) {
+    Linear(x, rows, w, y, {0, w.rows});
+  }
+
+  // This rank's part of n things that the ranks of the model divide.
+  Share Mine(int64_t n) const;
+  // Every rank has columns Mine(columns / unit) * unit of y[rows, columns]; after it, all.
+  void GatherColumns(float* y, int64_t rows, int64_t columns, int64_t unit);
 
   // y[N, rows of w] = x . w^T for `rows` rows of x.
   void Multiply(const float* x, int64_t x_stride, int64_t rows, const Matrix& w, float* y,
@@ -109,8 +119,9 @@ class ForwardPass {
   void Route(int64_t layer, const ExpertWeights& w);
   void RunExpert(const Expert& expert, const float* input, const float* weights, int64_t rows,
                  float* gate, float* up, float* output, Workers* workers);
+  // Columns `part` of y.
   void MultiplyOn(Workers* workers, const float* x, int64_t x_stride, int64_t rows, const Matrix& w,
-                  float* y, int64_t y_stride);
+                  float* y, int64_t y_stride, Share part);
 
   const Model& model_;
   const ModelWeights& weights_;
@@ -119,6 +130,8 @@ class ForwardPass {
   const absl::Span<const Segment> segments_;
   Workers* const workers_;
   Workspace* const workspace_;
+  Communicator* const ranks_;  // nullptr: this process has all of the model
+  const Share groups_, heads_;  // of the attention's output and queries, that this rank computes
   int64_t rows_ = 0;
   std::vector<int64_t> segment_of_;              // [N]
   std::vector<int64_t> first_row_;               // [segments]

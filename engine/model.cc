@@ -23,9 +23,10 @@ std::vector<float> CompressFrequencies(const ModelConfig& c) {
 
 }  // namespace
 
-Model::Model(const ModelConfig* config, bool reference, bool mtp)
+Model::Model(const ModelConfig* config, bool reference, bool mtp, Communicator* ranks)
     : config_(config),
       reference_(reference),
+      ranks_(ranks),
       layout_(*config, mtp ? 1 : 0, /*packed=*/reference),
       window_frequencies_(cpu::RopeFrequencies(config->rope_dim, config->rope_theta, nullptr)),
       compress_frequencies_(CompressFrequencies(*config)) {}
@@ -48,7 +49,11 @@ ForwardPass::ForwardPass(const Model& model, const ModelWeights& weights,
       reference_(model.reference_),
       segments_(segments),
       workers_(workers),
-      workspace_(workspace) {
+      workspace_(workspace),
+      ranks_(model.ranks_),
+      groups_(Mine(c_.o_groups)),
+      heads_{groups_.begin * (c_.num_heads / c_.o_groups),
+             groups_.end * (c_.num_heads / c_.o_groups)} {
   workspace_->positions.clear();
   for (size_t s = 0; s < segments_.size(); ++s) {
     const Segment& segment = segments_[s];
@@ -75,17 +80,42 @@ int32_t ForwardPass::token(int64_t row) const {
   return segments_[s].tokens[row - first_row_[s]];
 }
 
+Share ForwardPass::Mine(int64_t n) const {
+  return ranks_ == nullptr ? Share{0, n} : ShareOf(n, ranks_->rank(), ranks_->size());
+}
+
+void ForwardPass::GatherColumns(float* y, int64_t rows, int64_t columns, int64_t unit) {
+  if (ranks_ == nullptr) return;
+  std::vector<int64_t> bounds(static_cast<size_t>(ranks_->size()) + 1, 0);
+  for (int rank = 0; rank < ranks_->size(); ++rank)
+    bounds[rank + 1] = ShareOf(columns / unit, rank, ranks_->size()).end * unit * rows;
+  if (rows == 1) return ranks_->AllGather(y, bounds);
+  float* gathered = Get(kGathered, rows * columns);
+  // fn(row's columns of the rank in y, the same in `gathered`, how many)
+  const auto each_row = [&](int rank, const auto& fn) {
+    const int64_t first = bounds[rank] / rows, width = bounds[rank + 1] / rows - first;
+    for (int64_t row = 0; row < rows; ++row)
+      fn(y + row * columns + first, gathered + bounds[rank] + row * width, width);
+  };
+  each_row(ranks_->rank(), [](const float* own, float* to, int64_t n) { std::copy_n(own, n, to); });
+  ranks_->AllGather(gathered, bounds);
+  for (int rank = 0; rank < ranks_->size(); ++rank) {
+    if (rank == ranks_->rank()) continue;
+    each_row(rank, [](float* to, const float* theirs, int64_t n) { std::copy_n(theirs, n, to); });
+  }
+}
+
 void ForwardPass::MultiplyOn(Workers* workers, const float* x, int64_t x_stride, int64_t rows,
-                             const Matrix& w, float* y, int64_t y_stride) {
+                             const Matrix& w, float* y, int64_t y_stride, Share part) {
   const int64_t grain = kGrainMacs / std::max<int64_t>(1, rows * w.cols) + 1;
-  ParallelFor(workers, w.rows, grain, [&](int64_t begin, int64_t end) {
-    cpu::Matmul(x, x_stride, rows, w, begin, end, y, y_stride);
+  ParallelFor(workers, part.size(), grain, [&](int64_t begin, int64_t end) {
+    cpu::Matmul(x, x_stride, rows, w, part.begin + begin, part.begin + end, y, y_stride);
   });
 }
 
 void ForwardPass::Multiply(const float* x, int64_t x_stride, int64_t rows, const Matrix& w,
                            float* y, int64_t y_stride) {
-  MultiplyOn(workers_, x, x_stride, rows, w, y, y_stride);
+  MultiplyOn(workers_, x, x_stride, rows, w, y, y_stride, {0, w.rows});
 }
 
 void ForwardPass::Round(float* x, int64_t n) const {
@@ -102,16 +132,17 @@ const float* ForwardPass::InputOf(const Matrix& w, const float* x, int64_t rows,
   return out;
 }
 
-void ForwardPass::RoundRows(float* x, int64_t rows, int64_t n) const {
+void ForwardPass::RoundRows(float* x, int64_t rows, int64_t n, Share part) const {
   if (!reference_) return;
   ParallelFor(workers_, rows, kGrainRows, [&](int64_t begin, int64_t end) {
-    cpu::RoundToBf16(x + begin * n, (end - begin) * n);
+    for (int64_t row = begin; row < end; ++row)
+      cpu::RoundToBf16(x + row * n + part.begin, part.size());
   });
 }
 
-void ForwardPass::Linear(const float* x, int64_t rows, const Matrix& w, float* y) {
-  Multiply(InputOf(w, x, rows, w.cols), rows, w, y);
-  RoundRows(y, rows, w.rows);
+void ForwardPass::Linear(const float* x, int64_t rows, const Matrix& w, float* y, Share part) {
+  MultiplyOn(workers_, InputOf(w, x, rows, w.cols), w.cols, rows, w, y, w.rows, part);
+  RoundRows(y, rows, w.rows, part);
 }
 
 void ForwardPass::Normalise(float* x, int64_t rows, const Vector& weight) {
@@ -271,9 +302,11 @@ void ForwardPass::Head(const HeadWeights& w) {
   }
   Normalise(input, wanted, w.norm);
   const Matrix& head = weights_.head;
-  if (wanting == 1) return Multiply(input, wanted, head, last->logits);
-  const float* logits = Get(kLogits, wanted * vocab);
-  Multiply(input, wanted, head, Get(kLogits, wanted * vocab));
+  float* all = wanting == 1 ? last->logits : Get(kLogits, wanted * vocab);
+  MultiplyOn(workers_, input, width, wanted, head, all, vocab, Mine(vocab));
+  GatherColumns(all, wanted, vocab, 1);
+  if (wanting == 1) return;
+  const float* logits = all;
   for (const Segment& segment : segments_) {
     if (segment.logits == nullptr) continue;
     std::copy_n(logits, segment.logit_rows * vocab, segment.logits);

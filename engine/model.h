@@ -5,12 +5,18 @@
 //
 // Every value of a token depends on its own sequence alone and is computed in one fixed order, so
 // logits are bitwise the same in any batch and for any cut of a prompt into passes.
+//
+// Several processes may run one model: each computes its heads and output groups, a range of the
+// routed experts, of the rows of the last attention matrix and of the vocabulary, and all else
+// alone; every one keeps the whole state of every sequence. What they gather are finished values, so
+// the bits are those of one process.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "absl/types/span.h"
+#include "engine/communicator.h"
 #include "engine/config.h"
 #include "engine/kv_state.h"
 #include "engine/weights.h"
@@ -42,8 +48,10 @@ struct Workspace {
 class Model {
  public:
   // `config` outlives this. `reference`: round as the reference does; needs an index_dim that is a
-  // power of two. `mtp`: sequences have room for the MTP block, so that Draft can run.
-  Model(const ModelConfig* config, bool reference, bool mtp);
+  // power of two. `mtp`: sequences have room for the MTP block, so that Draft can run. `ranks`: the
+  // processes that run the model together, or nullptr; then all make the same calls of Forward and
+  // Draft in the same order, one at a time.
+  Model(const ModelConfig* config, bool reference, bool mtp, Communicator* ranks = nullptr);
 
   // Feeds the segments, each of another sequence, at the length of its state. `weights` are of the
   // config; `workers` may be nullptr.
@@ -62,6 +70,7 @@ class Model {
   friend class ForwardPass;
   const ModelConfig* const config_;
   const bool reference_;
+  Communicator* const ranks_;
   const KvLayout layout_;
   const std::vector<float> window_frequencies_;    // main table [rope_dim / 2]
   const std::vector<float> compress_frequencies_;  // with YaRN

@@ -1,9 +1,13 @@
 #include "rollout/daemon.h"
 
+#include <sys/stat.h>
+
 #include <fmt/format.h>
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <list>
 #include <utility>
 
@@ -18,6 +22,19 @@
 
 namespace reprise::rollout {
 namespace {
+
+// The newest change of a file of `directory`, wall clock, microseconds; 0 when there is none.
+int64_t LastWritten(const std::string& directory) {
+  int64_t newest_us = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    struct stat about {};
+    if (::stat(entry.path().c_str(), &about) != 0) continue;
+    newest_us = std::max(newest_us, int64_t{about.st_mtim.tv_sec} * 1'000'000 +
+                                        about.st_mtim.tv_nsec / 1000);
+  }
+  return newest_us;
+}
 
 constexpr std::string_view kUnixScheme = "unix:";
 constexpr int kMaxRequestBytes = 4 << 20;
@@ -61,13 +78,16 @@ class DaemonImpl final : public Daemon {
     store.path = options.state_dir + "/journal";
     store.families = replay::TrajectoryLogFamilies();
     store.durability = options.durability;
+    // Before it is opened, which writes.
+    const int64_t left_us = LastWritten(store.path);
     ASSIGN_OR_RETURN(store_, storage::Store::Open(store));
     ASSIGN_OR_RETURN(log_, replay::TrajectoryLog::Open(store_.get()));
     ASSIGN_OR_RETURN(sandboxes_, ConnectSandboxes(options.sandbox_address));
     jobs_ = std::make_unique<JobTable>(log_.get(), ToRecord(options.durability), sandboxes_.get(),
                                        EngineOptionsOf(options),
-                                       SchedulerOptions{options.state_dir + "/kv", options.kv_bytes});
-    if (options.resume_jobs) RETURN_IF_ERROR(jobs_->ResumeAll());
+                                       SchedulerOptions{options.state_dir + "/kv", options.kv_bytes},
+                                       options.parallel);
+    if (options.resume_jobs) RETURN_IF_ERROR(jobs_->ResumeAll(left_us));
     RETURN_IF_ERROR(Listen(options.listen));
     return ListenHttp(options);
   }

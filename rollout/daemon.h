@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
+#include "engine/parallel/parallel_engine.h"
 #include "storage/store.h"
 
 namespace reprise::rollout {
@@ -19,7 +20,8 @@ struct DaemonOptions {
   std::vector<std::string> listen;  // gRPC addresses
   std::string sandbox_address;      // of sandboxd
   storage::Durability durability = storage::Durability::kFsync;
-  int threads = 0;  // of the engine; 0 = one a core
+  int threads = 0;  // of the engine, in each rank; 0 = one a core
+  engine::ParallelOptions parallel;  // of each model
   int64_t kv_bytes = 0;  // of KV states that are decoded, for each model; 0 = no bound
   engine::PrefixDiskOptions prefix_disk;  // a directory in it for each model
   bool resume_jobs =

@@ -112,6 +112,7 @@ absl::Status Delivery::Settle(const JobRun& run, const std::vector<Fence>& fence
   if (written.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(log_->PutDeliveries(run.id(), written));
   for (journal::Delivery& delivery : written) job->groups[delivery.group()] = delivery;
+  if (acknowledge) run.NoteAcknowledged(written.size());
   return absl::OkStatus();
 }
 

@@ -27,6 +27,7 @@ struct EmbeddedOptions {
   std::string http;                   // HOST:PORT of rolloutd's HTTP port; "" = none
   std::vector<std::string> models;    // checkpoint directories that it serves
   std::string thinking = "thinking";  // as rolloutd's
+  engine::ParallelOptions parallel;       // likewise
   int64_t kv_bytes = 0;                   // likewise
   engine::PrefixDiskOptions prefix_disk;  // likewise
 };

@@ -129,6 +129,7 @@ void ReadJobLimits(Fields& fields, JobSpec* job) {
   job->max_context = fields.Int("max_context", 0, kMaxTokens, 0);
   job->tool_result_bytes = fields.Int("tool_result_bytes", 64, 16 << 20, 16384);
   job->max_in_flight = fields.Int("max_in_flight", 1, kMaxInFlight, 32);
+  job->max_unacknowledged = fields.Int("max_unacknowledged", 0, kMaxGroups, 0);
 }
 
 void ReadWeightsPolicy(Fields& fields, JobSpec* job) {

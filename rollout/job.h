@@ -95,6 +95,7 @@ struct JobSpec {
   int64_t max_context = 0;  // 0 = the model's
   int64_t tool_result_bytes = 0;
   int64_t max_in_flight = 0;
+  int64_t max_unacknowledged = 0;  // groups; 0 = no bound
   int64_t priority = 0;  // higher goes first
 
   OnInvalid on_invalid = OnInvalid::kMask;

@@ -83,6 +83,9 @@ JobRun::JobRun(journal::JobRecord record)
 
 absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
   if (external_) return ReadExternalLogs(log);
+  ASSIGN_OR_RETURN(std::vector<journal::Delivery> deliveries, log->Deliveries(id_));
+  for (const journal::Delivery& delivery : deliveries)
+    NoteAcknowledged(delivery.acknowledged_us() != 0 ? 1 : 0);
   for (size_t i = 0; i < size();) {
     const std::string id = trajectory_id(i);
     auto entries = log->Read(id);
@@ -205,6 +208,11 @@ JobRun::After JobRun::Seal(size_t index, Summary summary) {
   return after;
 }
 
+size_t JobRun::settled_groups() const {
+  absl::MutexLock lock(&mutex_);
+  return acknowledged_ + dropped_.size();
+}
+
 uint32_t JobRun::attempt(size_t index) const {
   absl::MutexLock lock(&mutex_);
   return attempts_.empty() ? 0 : attempts_[index];
@@ -249,6 +257,11 @@ wire::Job JobRun::ToProto() const {
   job.set_job_id(id_);
   job.set_state(StateName(record_.state()));
   job.set_message(record_.message());
+  if (waits_for_trainer && record_.state() == journal::JOB_STATE_RUNNING) {
+    job.set_message(fmt::format("no further group is begun: {} wait to be acknowledged, and "
+                                "limits.max_unacknowledged is as many",
+                                spec_->max_unacknowledged));
+  }
   job.set_trajectories(static_cast<uint32_t>(summaries_.size()));
   job.set_sealed(static_cast<uint32_t>(sealed_));
   job.set_failed(static_cast<uint32_t>(failed_));

@@ -125,6 +125,17 @@ class JobRun {
   uint64_t version() const;
   bool WaitChange(uint64_t seen, absl::Duration timeout) const;
 
+  // Groups that need nobody's attention any more: acknowledged or dropped. `NoteAcknowledged` counts
+  // them beside the journal, which says which they are.
+  size_t settled_groups() const;
+  void NoteAcknowledged(size_t groups) const { acknowledged_ += groups; }
+  // No further group is begun until the trainer acknowledges one.
+  std::atomic<bool> waits_for_trainer{false};
+
+  // When the process that had its unfinished trajectories wrote last, wall clock; 0 = not known.
+  // Set before the job is shared.
+  int64_t left_us = 0;
+
   // What this process did.
   std::atomic<uint64_t> decoded{0}, decoded_again{0}, prefilled_again{0};
   std::atomic<uint32_t> resumed{0};
@@ -144,6 +155,7 @@ class JobRun {
   const uint32_t group_size_ = 1;
   std::map<size_t, replay::TrajectoryState> unfinished_;
 
+  mutable std::atomic<size_t> acknowledged_{0};
   absl::Mutex transition_ ABSL_ACQUIRED_BEFORE(mutex_);  // one SetState at a time
   mutable absl::Mutex mutex_;
   journal::JobRecord record_ ABSL_GUARDED_BY(mutex_);

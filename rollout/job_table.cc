@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "absl/cleanup/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -13,12 +14,14 @@
 namespace reprise::rollout {
 
 JobTable::JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
-                   engine::EngineOptions engine, SchedulerOptions options)
+                   engine::EngineOptions engine, SchedulerOptions options,
+                   engine::ParallelOptions parallel)
     : log_(log),
       durability_(durability),
       sandboxes_(sandboxes),
       engine_options_(std::move(engine)),
-      options_(std::move(options)) {}
+      options_(std::move(options)),
+      parallel_(std::move(parallel)) {}
 
 absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_dir) {
   std::error_code error;
@@ -34,7 +37,7 @@ absl::StatusOr<Scheduler*> JobTable::SchedulerLocked(const std::string& model_di
     std::replace(name.begin(), name.end(), '/', '_');
     options.prefix_disk.directory += "/" + name;
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, engine::Engine::Load(key, options));
+  ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, engine::LoadParallel(key, options, parallel_));
   base::LogInfo(fmt::format("loaded {} in {:.0f} ms", key, stopwatch.ElapsedMillis()));
   auto made = std::make_unique<Scheduler>(std::move(engine), key, log_, sandboxes_, options_);
   return (schedulers_[key] = std::move(made)).get();
@@ -84,6 +87,7 @@ absl::StatusOr<const engine::Tokenizer*> JobTable::TokenizerLocked(
 absl::StatusOr<JobTable::Entry> JobTable::StartLocked(const journal::JobRecord& record) {
   ASSIGN_OR_RETURN(std::unique_ptr<JobSpec> spec, SpecOf(record));
   Entry entry{std::make_shared<JobRun>(std::move(spec), record), nullptr};
+  entry.run->left_us = left_us_;
   RETURN_IF_ERROR(entry.run->ReadLogs(log_));
   if (record.state() == journal::JOB_STATE_CANCELLED && entry.run->AllSealed()) {
     ASSIGN_OR_RETURN(const engine::Tokenizer* tokenizer,
@@ -169,8 +173,10 @@ absl::StatusOr<std::shared_ptr<JobRun>> JobTable::ReadOnlyLocked(const journal::
   return run;
 }
 
-absl::Status JobTable::ResumeAll() {
+absl::Status JobTable::ResumeAll(int64_t left_us) {
   absl::MutexLock lock(&mutex_);
+  left_us_ = left_us;
+  absl::Cleanup known_no_more = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { left_us_ = 0; };
   ASSIGN_OR_RETURN(std::vector<journal::JobRecord> records, log_->ListJobs());
   for (journal::JobRecord& record : records) {
     // Cancelled jobs may have died before all their trajectories were sealed.
@@ -283,6 +289,12 @@ absl::Status JobTable::Resume(const std::string& job_id) {
   }
   *entry = *std::move(started);
   return absl::OkStatus();
+}
+
+void JobTable::OnAcknowledged(const std::string& job_id) {
+  absl::MutexLock lock(&mutex_);
+  auto found = jobs_.find(job_id);
+  if (found != jobs_.end() && found->second.scheduler != nullptr) found->second.scheduler->Wake();
 }
 
 absl::Status JobTable::Cancel(const std::string& job_id) {

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "engine/engine.h"
+#include "engine/parallel/parallel_engine.h"
 #include "replay/trajectory_log.h"
 #include "rollout/job_run.h"
 #include "rollout/sandboxes.h"
@@ -23,14 +24,16 @@ namespace reprise::rollout {
 
 class JobTable {
  public:
-  // `log` and `sandboxes` outlive this. `engine` and `options`: of every model; each has a
+  // `log` and `sandboxes` outlive this. `engine`, `options` and `parallel`: of every model; each has a
   // directory of its own below that of the prefix cache on disk.
   JobTable(replay::TrajectoryLog* log, journal::Durability durability, Sandboxes* sandboxes,
-           engine::EngineOptions engine, SchedulerOptions options);
+           engine::EngineOptions engine, SchedulerOptions options,
+           engine::ParallelOptions parallel = {});
 
-  // Goes on with every unfinished job. A job that cannot go on becomes FAILED with the reason; only
-  // an unreadable log is an error.
-  absl::Status ResumeAll();
+  // Goes on with every unfinished job. `left_us`: when the process before this one wrote its last
+  // entry, wall clock; 0 = not known. A job that cannot go on becomes FAILED with the reason; only an
+  // unreadable log is an error.
+  absl::Status ResumeAll(int64_t left_us = 0);
 
   // Idempotent by id and content. INVALID_ARGUMENT from the job file; FAILED_PRECONDITION when the
   // id stands for another content. `name` stands for the job file in errors; "" = "job file".
@@ -43,6 +46,8 @@ class JobTable {
   // Also takes up a failed job again, once its cause is gone.
   absl::Status Resume(const std::string& job_id);
   absl::Status Cancel(const std::string& job_id);
+  // Groups of a job were acknowledged: it may begin others.
+  void OnAcknowledged(const std::string& job_id);
   // The job that agents outside drive under this id, made when there is none. `group_size`: 0 = what
   // it has, or 1. FAILED_PRECONDITION
   // when the id stands for another kind of job, another model or another group size.
@@ -94,8 +99,10 @@ class JobTable {
   Sandboxes* const sandboxes_;
   const engine::EngineOptions engine_options_;
   const SchedulerOptions options_;
+  const engine::ParallelOptions parallel_;
 
   absl::Mutex mutex_;
+  int64_t left_us_ ABSL_GUARDED_BY(mutex_) = 0;  // while ResumeAll runs
   std::map<std::string, Entry> jobs_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::unique_ptr<Scheduler>> schedulers_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::unique_ptr<engine::Tokenizer>> tokenizers_

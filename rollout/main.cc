@@ -9,6 +9,7 @@
 
 #include "base/failpoint.h"
 #include "base/log.h"
+#include "engine/parallel/rank_options.h"
 #include "rollout/daemon.h"
 #include "rollout/kv_options.h"
 #include "rollout/run_job.h"
@@ -51,6 +52,7 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "engine threads, 0 = one a core")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  reprise::engine::AddRankOptions(app, options.parallel);
   reprise::rollout::AddKvOptions(app, options.kv_bytes, options.prefix_disk);
   app.add_option("--http", options.http,
                  "HOST:PORT for HTTP clients (OpenAI's API, SGLang's /generate); default: none");

@@ -37,6 +37,7 @@ Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& 
       options_(std::move(options)),
       kv_files_(options_.kv_dir),
       pool_(std::make_unique<ToolPool>(kToolThreads, kToolQueue)),
+      grade_pool_(std::make_unique<ToolPool>(kGradeThreads, kToolQueue)),
       judge_(std::make_unique<Judge>()),
       thread_([this] { Loop(); }) {}
 
@@ -48,6 +49,7 @@ Scheduler::~Scheduler() {
   // The engine thread first: it may still hand tasks to the pool.
   thread_.join();
   judge_.reset();
+  grade_pool_.reset();
   pool_.reset();
 }
 
@@ -144,6 +146,8 @@ void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryStat
   resumed->set_cause("restart");
   resumed->set_prefill_tokens(live->state.tokens.size());
   resumed->set_resumed_us(base::WallMicros());
+  if (live->job->left_us > 0)
+    resumed->set_gap_us(std::max<int64_t>(resumed->resumed_us() - live->job->left_us, 0));
   Write(live, std::move(entry));
   for (const replay::KvSpan& span : live->state.kv_spans) {
     if (auto held = weights.find(span.version); held != weights.end()) live->weights.insert(*held);
@@ -162,12 +166,17 @@ void Scheduler::Admit(ActiveJob* active) {
   // Others wait for room already.
   if (!cancelled && refused_.has_value() && *refused_ >= spec.priority) return;
   size_t room = static_cast<size_t>(spec.max_in_flight);
+  bool held = false;
   while (active->in_flight < room) {
     size_t index = 0;
     if (!active->again.empty()) {
       index = active->again.front();
       active->again.pop_front();
     } else if (active->next < spec.trajectories()) {
+      const size_t begun = active->next / spec.group_size;
+      held = spec.max_unacknowledged > 0 && active->next % spec.group_size == 0 && !cancelled &&
+             begun >= job->settled_groups() + static_cast<size_t>(spec.max_unacknowledged);
+      if (held) break;
       index = active->next++;
     } else {
       break;
@@ -200,6 +209,7 @@ void Scheduler::Admit(ActiveJob* active) {
     }
     Advance(live);
   }
+  job->waits_for_trainer = held;
 }
 
 void Scheduler::Advance(const LivePtr& live) {
@@ -315,7 +325,8 @@ void Scheduler::RunCall(const LivePtr& live, Action action) {
   live->outside = true;
   live->may_have_sandbox = true;
   base::FailPoint("rollout.call.before");
-  pool_->Run([this, live, action = std::move(action)] {
+  ToolPool& pool = action.kind == Action::Kind::kGrade ? *grade_pool_ : *pool_;
+  pool.Run([this, live, action = std::move(action)] {
     base::Stopwatch stopwatch;
     absl::Status made;
     const auto& judging = live->plan.task->reward.sandbox;

@@ -42,6 +42,8 @@ inline constexpr size_t kStepTokens = 2048;
 // Steps whose tokens may be on their way to the disk while the next is computed.
 inline constexpr int kCommitsAhead = 4;
 inline constexpr int kToolThreads = 32;
+// For reward commands, apart: slow verifiers hold up no tool.
+inline constexpr int kGradeThreads = 32;
 inline constexpr size_t kToolQueue = 65536;
 // Most experts whose numbers fit one byte in a record.
 inline constexpr int64_t kMaxByteExperts = 256;
@@ -232,7 +234,7 @@ class Scheduler {
   std::deque<std::function<void()>> events_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 
-  std::unique_ptr<ToolPool> pool_;
+  std::unique_ptr<ToolPool> pool_, grade_pool_;
   std::unique_ptr<Judge> judge_;
   std::thread thread_;
 };

@@ -388,7 +388,9 @@ class Service final : public wire::RolloutService::Service {
     for (const wire::LeasedGroup& group : request.groups()) {
       fences.push_back({group.group(), group.attempt()});
     }
-    return ToGrpc((delivery_.*settle)(*run, fences));
+    const absl::Status settled = (delivery_.*settle)(*run, fences);
+    if (settled.ok()) jobs_->OnAcknowledged(run->id());
+    return ToGrpc(settled);
   }
 
   grpc::Status AnswerJob(const std::string& job_id, const absl::Status& done, wire::Job* answer) {

@@ -71,6 +71,7 @@ absl::StatusOr<RolloutAccess> OpenToRun(const RolloutTarget& target) {
   rollout::EmbeddedOptions options;
   options.state_dir = target.state;
   options.threads = target.threads;
+  options.parallel = target.parallel;
   options.bind_roots = target.bind_roots;
   ASSIGN_OR_RETURN(access.embedded, rollout::Embedded::Start(options));
   access.address = access.embedded->rollout_address();

@@ -17,6 +17,7 @@ struct RolloutTarget {
   std::string server;  // of rolloutd, e.g. "unix:/state/rolloutd.sock"; "" = look at the state
   std::string state;   // state directory
   int threads = 0;     // of an engine of our own; 0 = one a core
+  engine::ParallelOptions parallel;     // likewise
   std::vector<std::string> bind_roots;  // of a sandboxd of our own
 };
 

@@ -15,7 +15,8 @@ namespace reprise::cli {
 
 absl::StatusOr<int> BenchModel(const Context& context, const ModelOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::Engine> engine,
-                   engine::Engine::Load(options.directory, {.threads = options.threads}));
+                   engine::LoadParallel(options.directory, {.threads = options.threads},
+                                        options.parallel));
   Table table({"batch", "context", "prefill tok/s", "decode tok/s", "ms a step"});
   Json rows = Json::array();
   Progress progress("bench");

@@ -4,6 +4,7 @@
 #include "clients/cli/commands.h"
 #include "clients/cli/model_verbs.h"
 #include "clients/cli/options.h"
+#include "engine/parallel/rank_options.h"
 
 namespace reprise::cli {
 namespace {
@@ -27,6 +28,7 @@ void AddThreads(CLI::App& leaf, ModelOptions& options) {
   leaf.add_option("--threads", options.threads, "engine threads, 0 = one a core")
       ->check(CLI::Range(0, 4096))
       ->type_name("N");
+  engine::AddRankOptions(leaf, options.parallel);
 }
 
 void AddThinking(CLI::App& leaf, ModelOptions& options) {
@@ -54,6 +56,28 @@ void AddModelCommands(CLI::App& app, Context& context) {
       ->add_option("--context", info->context,
                    "say how much memory the KV state of so many tokens takes")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
+
+  auto plan = std::make_shared<ModelOptions>();
+  CLI::App* planned = Add(*group, context, "plan",
+                          "say how a checkpoint can be divided among devices", plan, PlanModel);
+  AddModel(*planned, *plan);
+  planned->add_option("--gpus", plan->devices, "devices of one size")
+      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
+      ->required()
+      ->type_name("N");
+  planned->add_option("--memory", plan->device_bytes, "of each, e.g. 80gb")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->required()
+      ->type_name("BYTES");
+  planned->add_option("--context", plan->context, "tokens of a sequence")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
+      ->required()
+      ->type_name("N");
+  planned
+      ->add_option("--reserve", plan->reserved_bytes,
+                   "of each device, for activations and its runtime [2gb]")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->type_name("BYTES");
 
   auto logits = std::make_shared<ModelOptions>();
   CLI::App* leaf = Add(*group, context, "logits", "logits of every position of given tokens",

@@ -109,7 +109,8 @@ absl::StatusOr<int> WriteLogits(const Context& context, const ModelOptions& opti
   bool several = false;
   ASSIGN_OR_RETURN(Sequences sequences, ReadTokens(options.tokens_file, &several));
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine,
-                   engine::Engine::Load(options.directory, {.threads = options.threads}));
+                   engine::LoadParallel(options.directory, {.threads = options.threads},
+                                        options.parallel));
   std::string partial = options.out + ".partial";
   base::UniqueFd file(::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
   if (!file.valid()) return base::ErrnoStatus(errno, fmt::format("cannot write {}", partial));
@@ -185,7 +186,8 @@ absl::StatusOr<int> Generate(const Context& context, const ModelOptions& options
   if (options.prompt.empty() && options.messages_file.empty())
     return UsageError("nothing to answer: give --prompt TEXT or --messages FILE");
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine,
-                   engine::Engine::Load(options.directory, {.threads = options.threads}));
+                   engine::LoadParallel(options.directory, {.threads = options.threads},
+                                        options.parallel));
   ASSIGN_OR_RETURN(std::vector<int32_t> prompt, PromptIds(options, *engine));
   if (prompt.empty()) return absl::InvalidArgumentError("the prompt has no tokens: give some text");
   engine::SamplingParams sampling{options.temperature, options.top_p, options.seed};

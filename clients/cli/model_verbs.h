@@ -7,12 +7,14 @@
 
 #include "absl/status/statusor.h"
 #include "clients/cli/context.h"
+#include "engine/parallel/parallel_engine.h"
 
 namespace reprise::cli {
 
 struct ModelOptions {
   std::string directory;
-  int threads = 0;      // 0 = one a core
+  int threads = 0;  // of a rank; 0 = one a core
+  engine::ParallelOptions parallel;
   int64_t context = 0;  // info: tokens to count the KV state of; 0 = not asked
   // logits
   std::string tokens_file, out;
@@ -30,6 +32,9 @@ struct ModelOptions {
   // bench, with `max_tokens`
   std::vector<int64_t> batches = {1, 8}, contexts = {1024};
   int repeats = 3;
+  // plan, with `context`
+  int64_t devices = 1;
+  uint64_t device_bytes = 0, reserved_bytes = 2'000'000'000;
   // generate and chat
   std::string thinking = "thinking", effort = "none";
   std::string file;  // chat
@@ -46,6 +51,9 @@ absl::StatusOr<int> ConvertModel(const Context& context, const ModelOptions& opt
 
 // Prefill and decode speed for each batch size and context.
 absl::StatusOr<int> BenchModel(const Context& context, const ModelOptions& options);
+
+// How the model can be divided among devices of a size.
+absl::StatusOr<int> PlanModel(const Context& context, const ModelOptions& options);
 
 // Messages to the exact text of the prompt.
 absl::StatusOr<int> EncodeMessages(const Context& context, const ModelOptions& options);

@@ -12,6 +12,7 @@
 #include "clients/cli/rollout_run.h"
 #include "clients/cli/sockets.h"
 #include "clients/cli/wire_json.h"
+#include "engine/parallel/rank_options.h"
 
 namespace reprise::cli {
 namespace {
@@ -99,6 +100,7 @@ void AddRunOptions(CLI::App& app, RolloutRunOptions& options) {
   app.add_option("--threads", options.target.threads, "engine threads, 0 = one a core")
       ->check(CLI::Range(0, 4096))
       ->type_name("N");
+  engine::AddRankOptions(app, options.target.parallel);
   app.add_option("--bind-root", options.target.bind_roots,
                  "host directory below which sandboxes may bind; repeatable")
       ->type_name("DIR");

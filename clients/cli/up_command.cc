@@ -11,6 +11,7 @@
 #include "clients/cli/interrupt.h"
 #include "clients/cli/options.h"
 #include "clients/cli/output.h"
+#include "engine/parallel/rank_options.h"
 #include "rollout/embedded.h"
 #include "rollout/kv_options.h"
 
@@ -91,6 +92,7 @@ void AddUpCommand(CLI::App& app, Context& context) {
   leaf->add_option("--threads", embedded.threads, "engine threads, 0 = one a core")
       ->check(CLI::Range(0, 4096))
       ->type_name("N");
+  engine::AddRankOptions(*leaf, embedded.parallel);
   rollout::AddKvOptions(*leaf, embedded.kv_bytes, embedded.prefix_disk);
   leaf->add_option("--durability", options->durability,
                    "when a record counts as written: fsync, os or none")

@@ -2,12 +2,10 @@
 
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
-#include <sys/stat.h>
 
-#include <fmt/format.h>
 #include <grpcpp/server_context.h>
 
-#include "base/fd.h"
+#include "base/secret_file.h"
 #include "base/status_macros.h"
 #include "replay/sha256.h"
 
@@ -30,19 +28,7 @@ bool EqualInConstantTime(std::string_view a, std::string_view b) {
 }
 
 absl::StatusOr<Authorizer> Authorizer::FromFile(const std::string& path) {
-  struct stat info;
-  if (::stat(path.c_str(), &info) != 0)
-    return base::ErrnoStatus(errno, fmt::format("cannot read token file {}", path));
-  if ((info.st_mode & 077) != 0) {
-    return absl::InvalidArgumentError(
-        fmt::format("token file {} can be read by others: chmod 600 it", path));
-  }
-  ASSIGN_OR_RETURN(std::string token, base::ReadFile(path, kTokenBytesMax));
-  token.erase(token.find_last_not_of(" \t\r\n") + 1);
-  if (token.size() < kTokenBytesMin) {
-    return absl::InvalidArgumentError(fmt::format("token in {} has {} bytes: give it at least {}",
-                                                  path, token.size(), kTokenBytesMin));
-  }
+  ASSIGN_OR_RETURN(std::string token, base::ReadSecretFile(path, "token"));
   Authorizer authorizer;
   authorizer.token_ = std::move(token);
   return authorizer;

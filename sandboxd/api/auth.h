@@ -15,15 +15,11 @@ class ServerContextBase;
 
 namespace reprise::sandboxd {
 
-inline constexpr size_t kTokenBytesMin = 16;
-inline constexpr size_t kTokenBytesMax = 4096;
-
 class Authorizer {
  public:
   // No token: only unix sockets are served.
   Authorizer() = default;
-  // Reads the token, without the white space at its end. INVALID_ARGUMENT when it is too short or
-  // too long, or when others than its owner may read the file.
+  // Errors: as base::ReadSecretFile.
   static absl::StatusOr<Authorizer> FromFile(const std::string& path);
 
   bool has_token() const { return !token_.empty(); }

@@ -26,6 +26,7 @@ class Process {
   Process& operator=(const Process&) = delete;
 
   void Signal(int signal) const;
+  pid_t pid() const { return pid_; }
   // Waits for its end.
   Ended Wait();
   // What it has written to stdout so far.

@@ -16,6 +16,7 @@
 
 #include "base/fd.h"
 #include "cli_process.h"
+#include "tests/rank_processes.h"
 
 namespace reprise::cli_testing {
 namespace {
@@ -149,6 +150,49 @@ TEST_F(CliTest, KilledRolloutGoesOnWithTheSameBytes) {
   }
   Ended resumed =
       Run({"rollout", "resume", "--state", state, "--out", Path("b"), "--without-timing"});
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(*base::ReadFile(Path("b/trajectories.jsonl")),
+            *base::ReadFile(Path("a/trajectories.jsonl")));
+  // The last to be taken over stood still for at least as long as the start of a daemon takes.
+  const std::string again = Path("c");
+  const Ended kept = Run({"rollout", "resume", "--state", state, "--out", again});
+  ASSERT_EQ(kept.code, 0) << kept.err;
+  double gap_ms = 0;
+  std::istringstream lines(*base::ReadFile(again + "/trajectories.jsonl"));
+  for (std::string line; std::getline(lines, line);) {
+    const json record = json::parse(line);
+    for (const json& resume : record["resume"])
+      gap_ms = std::max(gap_ms, resume["gap_ms"].get<double>());
+  }
+  EXPECT_GT(gap_ms, 1);
+}
+
+TEST_F(CliTest, ARolloutOnSeveralRanksHasTheSameBytesAlsoWhenOneDies) {
+  if (!HasFunctionTier()) GTEST_SKIP() << "the function tier is not usable here";
+  const std::string job = Job(4, 8), state = Path("state");
+  Ended whole = Run(
+      {"rollout", "run", job, "--state", Path("whole"), "--out", Path("a"), "--without-timing"});
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  {
+    Process run(scratch_.path(), {"rollout", "run", job, "--state", state, "--out", Path("b"),
+                                  "--ranks", "3", "--threads", "1"});
+    json jobs = json::array();
+    while (run.Running() && (jobs.empty() || jobs[0]["sampled_tokens"] == 0)) {
+      Ended list = Run({"rollout", "ls", "--state", state, "--json"});
+      if (list.code == 0) jobs = json::parse(list.out);
+    }
+    const std::vector<pid_t> ranks = RanksOf(run.pid());
+    ASSERT_EQ(ranks.size(), 2u) << "the job was done before a rank was killed";
+    ASSERT_EQ(::kill(ranks[0], SIGKILL), 0);
+    const Ended lost = run.Wait();
+    EXPECT_EQ(lost.code, 1);
+    EXPECT_THAT(lost.err, HasSubstr("rank"));
+    EXPECT_THAT(lost.err, HasSubstr("is gone"));
+    EXPECT_THAT(RanksOf(run.pid()), testing::IsEmpty());
+  }
+  // On as many as are left.
+  Ended resumed = Run({"rollout", "resume", "--state", state, "--out", Path("b"),
+                       "--without-timing", "--ranks", "2", "--threads", "1"});
   ASSERT_EQ(resumed.code, 0) << resumed.err;
   EXPECT_EQ(*base::ReadFile(Path("b/trajectories.jsonl")),
             *base::ReadFile(Path("a/trajectories.jsonl")));

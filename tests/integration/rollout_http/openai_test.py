@@ -3,6 +3,7 @@ and log-probabilities, ends, errors, limits, and clients that go away."""
 
 import concurrent.futures
 import json
+import select
 import socket
 import sys
 import time
@@ -166,20 +167,31 @@ class OpenAi(unittest.TestCase):
         refused = self.daemon.request("POST", CHAT, chat(), owner=False)
         self.assertEqual((refused.status, refused.json()["error"]["code"]), (401, "invalid_api_key"))
 
+    # A connection whose endless request has the only place: one that comes while the request before it still has that
+    # place is refused, and made again.
+    def occupy(self, daemon, stream):
+        body = json.dumps({"model": "tiny-v4", "prompt": [5, 6, 7], "max_tokens": 900000, "ignore_eos": True,
+                           "stream": stream})
+        running = b'\nreprise_num_requests_running{model_name="tiny-v4"} %d\n'
+        while True:
+            while running % 0 not in daemon.request("GET", "/metrics").body:
+                pass
+            raw = socket.create_connection(daemon.address)
+            raw.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.token}\r\n"
+                        f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            while not select.select([raw], [], [], 0)[0]:
+                if not stream and running % 1 in daemon.request("GET", "/metrics").body:
+                    return raw
+            if b" 200 " in raw.recv(32):
+                return raw
+            raw.close()
+
     def test_a_client_that_goes_away_gives_back_its_place(self):
         daemon = Rolloutd(BIN_DIR, "--http-requests", "1")
         try:
             for stream in (True, False):
-                body = json.dumps({"model": "tiny-v4", "prompt": [5, 6, 7], "max_tokens": 900000, "ignore_eos": True,
-                                   "stream": stream})
-                raw = socket.create_connection(daemon.address)
-                raw.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.token}\r\n"
-                            f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
-                if stream:
-                    raw.recv(10)
-                else:
-                    while daemon.post(TEXT, {"model": "tiny-v4", "prompt": [5]}).status != 429:
-                        pass
+                raw = self.occupy(daemon, stream)
+                self.assertEqual(daemon.post(TEXT, {"model": "tiny-v4", "prompt": [5]}).status, 429)
                 raw.close()
                 deadline = time.monotonic() + 30
                 while daemon.post(TEXT, {"model": "tiny-v4", "prompt": [5], "max_tokens": 1}).status != 200:

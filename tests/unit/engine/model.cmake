@@ -8,6 +8,8 @@ reprise_test(convert_test SOURCES convert_test.cc
   LIBS reprise::engine reprise::kernels_cpu reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(numerics_test SOURCES numerics_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
+reprise_test(plan_test SOURCES plan_test.cc
+  LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(prefix_disk_test SOURCES prefix_disk_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(sequence_test SOURCES sequence_test.cc
@@ -17,3 +19,7 @@ reprise_test(speculate_test SOURCES speculate_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json fmt::fmt)
 reprise_test(engine_weights_test SOURCES weights_test.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json)
+# The engine on several processes.
+reprise_test(parallel_test SOURCES mesh_test.cc parallel_test.cc
+  LIBS reprise::engine_parallel reprise::base nlohmann_json::nlohmann_json fmt::fmt TIMEOUT 300)
+add_dependencies(parallel_test reprise-rank)
