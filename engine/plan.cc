@@ -28,7 +28,7 @@ int64_t DivideUp(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // Bytes of `all`, which has `parts` equal parts, on the device with the most of `ranks`.
 int64_t Fullest(int64_t all, int64_t parts, int64_t ranks) {
-  return all / parts * DivideUp(parts, ranks);
+  return DivideUp(all * DivideUp(parts, ranks), parts);
 }
 
 }  // namespace
