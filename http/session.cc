@@ -420,17 +420,23 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
         mailbox->timer.cancel();
       });
     });
+    const absl::Duration every = std::min(source->keepalive_every(), absl::Hours(1));
+    absl::Duration quiet = absl::ZeroDuration();
     while (!mailbox->piece.has_value()) {
-      const absl::Duration every = source->keepalive_every();
-      mailbox->timer.expires_after(Millis(every < absl::Hours(1) ? every : absl::Hours(1)));
+      const absl::Duration wait = std::min(every - quiet, kClientCheckEvery);
+      mailbox->timer.expires_after(Millis(wait));
       ErrorCode waited;
       waiting_ = &mailbox->timer;
       co_await mailbox->timer.async_wait(Into(waited));
       waiting_ = nullptr;
       if (mailbox->piece.has_value()) break;
       if (closed_) ec = asio::error::operation_aborted;
+      if (!ec && !waited && transport_->PeerClosed()) ec = asio::error::connection_reset;
       if (ec) co_return std::optional<std::string>();
       if (waited) continue;
+      quiet += wait;
+      if (quiet < every) continue;
+      quiet = absl::ZeroDuration();
       const std::string keepalive = source->KeepAlive();
       if (keepalive.empty()) continue;
       co_await WritePiece(keepalive, chunked, ec);

@@ -66,6 +66,8 @@ class SandboxManager {
   absl::StatusOr<sandbox::SnapshotInfo> Snapshot(const sandbox::SnapshotRequest& request,
                                                  bool quiet, const std::string& call_id);
   absl::StatusOr<sandbox::ListSnapshotsResponse> ListSnapshots(const std::string& id);
+  // Those of every sandbox, stopped ones too, that somebody asked for.
+  absl::StatusOr<std::vector<sandbox::SnapshotInfo>> AllSnapshots();
   absl::StatusOr<sandbox::CreateResponse> Fork(const sandbox::ForkRequest& request, bool quiet);
   // The state before a call that may be rolled back; none of its sandbox's calls runs. Returns the
   // snapshot's id; "" for a tier that keeps nothing between calls.

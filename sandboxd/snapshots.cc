@@ -31,6 +31,12 @@ std::string AutomaticName(const std::string& sandbox_id, uint64_t number) {
   return fmt::format("{}sha256-{}:{}", kSnapshotImagePrefix, replay::Hex(hash.Finish()), number);
 }
 
+// Taken without being asked for as such.
+bool IsOwn(const std::string& snapshot_id) {
+  return snapshot_id.starts_with(kCallSnapshots) || snapshot_id.starts_with(kForkSnapshots) ||
+         snapshot_id.starts_with(kRestoreSnapshots);
+}
+
 std::string ForkSnapshotId(const std::string& new_id) { return kForkSnapshots + new_id; }
 
 sandbox::SnapshotInfo ToInfo(const journal::SnapshotRecord& record) {
@@ -67,11 +73,10 @@ absl::StatusOr<sandbox::SnapshotInfo> SandboxManager::Snapshot(
   RETURN_IF_ERROR(base::CheckId(request.sandbox_id(), "sandbox_id", /*allow_slash=*/true));
   if (!request.snapshot_id().empty())
     RETURN_IF_ERROR(base::CheckId(request.snapshot_id(), "snapshot_id", /*allow_slash=*/true));
-  for (const char* const ours : {kCallSnapshots, kForkSnapshots, kRestoreSnapshots}) {
-    if (request.snapshot_id().starts_with(ours)) {
-      return absl::InvalidArgumentError(
-          fmt::format("snapshot_id begins with {}, which is kept for the daemon's own", ours));
-    }
+  if (IsOwn(request.snapshot_id())) {
+    return absl::InvalidArgumentError(
+        fmt::format("snapshot_id begins with {}/, which is kept for the daemon's own",
+                    request.snapshot_id().substr(0, request.snapshot_id().find('/'))));
   }
   if (request.name().starts_with(kSnapshotImagePrefix)) {
     return absl::InvalidArgumentError(
@@ -206,6 +211,15 @@ absl::StatusOr<sandbox::ListSnapshotsResponse> SandboxManager::ListSnapshots(
     if (!record.digest().empty()) *response.add_snapshots() = ToInfo(record);
   }
   return response;
+}
+
+absl::StatusOr<std::vector<sandbox::SnapshotInfo>> SandboxManager::AllSnapshots() {
+  ASSIGN_OR_RETURN(const std::vector<journal::SnapshotRecord> records, log_->ListSnapshots(""));
+  std::vector<sandbox::SnapshotInfo> all;
+  for (const journal::SnapshotRecord& record : records) {
+    if (!record.digest().empty() && !IsOwn(record.snapshot_id())) all.push_back(ToInfo(record));
+  }
+  return all;
 }
 
 absl::StatusOr<sandbox::CreateResponse> SandboxManager::Fork(const sandbox::ForkRequest& request,

@@ -59,6 +59,7 @@ def commands(check, box, tier):
         if hasattr(box.commands, "close_stdin"):
             box.commands.close_stdin(handle.pid)
         else:
+            next(out for out, _, _ in handle if out)
             handle.kill()
         try:
             equal(handle.wait().stdout, "typed")
@@ -151,6 +152,44 @@ def files(check, box):
         check(f"container: files, {work.__name__}", work)
 
 
+def snapshots(check, box):
+    from e2b import Sandbox
+    def snapshot():
+        box.files.write("/tmp/kept", "1")
+        taken = box.create_snapshot()
+        box.files.write("/tmp/kept", "2")
+        other = Sandbox.create(taken.snapshot_id, timeout=600)
+        equal(other.files.read("/tmp/kept"), "1")
+        other.kill()
+    def listed():
+        taken = box.create_snapshot()
+        pages = box.list_snapshots()
+        ids = []
+        while pages.has_next:
+            ids += [item.snapshot_id for item in pages.next_items()]
+        assert taken.snapshot_id in ids, ids
+    def deleted():
+        own = Sandbox.create("base", timeout=600)
+        taken = own.create_snapshot()
+        own.kill()
+        assert Sandbox.delete_snapshot(taken.snapshot_id)
+        assert not Sandbox.delete_snapshot(taken.snapshot_id)
+    def fork():
+        box.files.write("/tmp/forked", "before")
+        forks = box.fork(count=2)
+        equal([other.files.read("/tmp/forked") for other in forks], ["before", "before"])
+        for other in forks:
+            other.files.write("/tmp/forked", "after")
+            other.kill()
+        equal(box.files.read("/tmp/forked"), "before")
+    for work, needs in ((snapshot, "create_snapshot"), (listed, "list_snapshots"), (deleted, "delete_snapshot"),
+                        (fork, "fork")):
+        if hasattr(box, needs):
+            check(f"container: snapshots, {work.__name__}", work)
+        else:
+            check.absent(f"container: snapshots, {work.__name__}")
+
+
 def lifecycle(check, box, pausable):
     from e2b import Sandbox
     def info():
@@ -199,6 +238,7 @@ def main():
             box = Sandbox.create(template, timeout=600, metadata={"run": "sdk"})
             commands(check, box, "container")
             files(check, box)
+            snapshots(check, box)
             lifecycle(check, box, pausable=True)
     return check.end()
 

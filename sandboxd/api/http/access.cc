@@ -1,5 +1,7 @@
 #include "sandboxd/api/http/access.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "absl/strings/escaping.h"
@@ -36,13 +38,22 @@ bool Access::IsOwner(const Request& request) const {
   return basic.has_value() && authorizer_->Matches(basic->password);
 }
 
+std::string Access::Proof(std::string_view name) const {
+  return authorizer_->Derive(fmt::format("sandbox:{}", name));
+}
+
 std::string Access::SandboxToken(std::string_view sandbox_id) const {
-  return authorizer_->Derive(fmt::format("sandbox:{}", sandbox_id));
+  return fmt::format("{}.{}", sandbox_id, Proof(sandbox_id));
+}
+
+std::string_view Access::SandboxOf(std::string_view token) {
+  return token.substr(0, std::min(token.rfind('.'), token.size()));
 }
 
 bool Access::MayUse(const Request& request, std::string_view sandbox_id) const {
-  return EqualInConstantTime(request.header("x-access-token"), SandboxToken(sandbox_id)) ||
-         IsOwner(request);
+  const std::string token = SandboxToken(sandbox_id);
+  return EqualInConstantTime(request.header("x-access-token"), token) ||
+         EqualInConstantTime(request.header("e2b-traffic-access-token"), token) || IsOwner(request);
 }
 
 bool Access::IsSigned(const Request& request, std::string_view sandbox_id,

@@ -1,8 +1,8 @@
 // Who may use what of the HTTP port. The owner shows the daemon's token (--token-file), in the way
 // that its client has: `X-API-Key: TOKEN`, `Authorization: Bearer TOKEN`, or as the password of a
 // URL (`http://any:TOKEN@HOST:PORT`, which clients turn into `Authorization: Basic`). Whoever was
-// given the access token of one sandbox may use that sandbox: `X-Access-Token`, or a URL signed
-// with it.
+// given the access token of one sandbox may use that sandbox: `X-Access-Token`,
+// `E2B-Traffic-Access-Token`, or a URL signed with it.
 #pragma once
 
 #include <optional>
@@ -20,8 +20,12 @@ class Access {
   explicit Access(const Authorizer* authorizer) : authorizer_(authorizer) {}
 
   bool IsOwner(const Request& request) const;
-  // The access token of a sandbox; the same after a restart.
+  // That this daemon gave somebody `name`; the same after a restart.
+  std::string Proof(std::string_view name) const;
+  // The access token of a sandbox, which names it; the same after a restart.
   std::string SandboxToken(std::string_view sandbox_id) const;
+  // The sandbox that such a token names, whether or not it is one.
+  static std::string_view SandboxOf(std::string_view token);
   bool MayUse(const Request& request, std::string_view sandbox_id) const;
   // Whether the query's `signature` and `signature_expiration` allow `operation` ("read" or
   // "write") on the query's path and username in this sandbox. `now_s`: seconds since the epoch.

@@ -26,9 +26,14 @@ inline constexpr char kEnvdVersion[] = "0.5.7";
 
 // All outlive the server.
 void AddControlRoutes(const Surface& surface, LeaseTable* leases, Router* router);
+void AddSnapshotRoutes(const Surface& surface, LeaseTable* leases, Router* router);
 void AddProcessRoutes(const Surface& surface, LeaseTable* leases, Router* router);
 void AddFilesystemRoutes(const Surface& surface, Router* router);
 void AddWatchRoutes(const Surface& surface, Router* router);
+// /contexts, and /execute for requests that name a sandbox as E2B's SDKs do: SWE-ReX has a route of
+// that name, too.
+void AddCodeRoutes(const Surface& surface, Router* router);
+Route CodeExecuteRoute(const Surface& surface);
 void AddFilesRoutes(const Surface& surface, Router* router);
 
 // What LeaseTable calls when a sandbox has come to its end.
@@ -36,8 +41,9 @@ LeaseTable::OnEnd EndOfLease(const Surface& surface, LeaseTable* leases);
 
 // ---- what the routes inside a sandbox have in common (e2b_envd.cc)
 
-// The sandbox that a request is for: E2b-Sandbox-Id, or a Host of the form PORT-ID.domain; "" when
-// it names none.
+// The sandbox that a request is for: E2b-Sandbox-Id, or a Host of the form PORT-ID.domain, or the
+// one that the X-Access-Token is of (SDKs up to 2.20 send nothing else after a connect); "" when it
+// names none.
 std::string SandboxIdOf(const Request& request);
 // Refuses requests that name no sandbox or show no token of it.
 Guard EnvdGuard(const Surface& surface);

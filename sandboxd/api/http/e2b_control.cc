@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/numbers.h"
-#include "absl/time/time.h"
+#include "absl/strings/str_join.h"
 #include "base/clock.h"
 #include "base/format.h"
 #include "base/ids.h"
@@ -16,7 +16,7 @@
 #include "base/status_macros.h"
 #include "http/target.h"
 #include "replay/sha256.h"
-#include "sandboxd/api/http/e2b.h"
+#include "sandboxd/api/http/e2b_box.h"
 #include "sandboxd/api/http/e2b_create.h"
 #include "sandboxd/limits.h"
 
@@ -25,34 +25,10 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kMicros = 1'000'000;
 constexpr int64_t kMebibyte = 1 << 20;
 constexpr int64_t kTimeoutDefault = 300, kTimeoutDefaultOld = 15;  // seconds, by create path
-constexpr size_t kBodyMax = 1u << 20;
 constexpr size_t kPageDefault = 100, kPageMax = 1000;
-constexpr char kClientId[] = "reprise";
 
-Response Answer(int status, const Json& json) {
-  return JsonResponse(status, json.dump(-1, ' ', false, Json::error_handler_t::replace));
-}
-Response Empty(int status) {
-  Response response;
-  response.status = status;
-  return response;
-}
-std::string Rfc3339(int64_t micros) {
-  const absl::Time time = absl::FromUnixMicros(micros);
-  return absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", time, absl::UTCTimeZone());
-}
-bool IsLive(const sandbox::Sandbox& box) {
-  return box.state() == sandbox::SANDBOX_STATE_RUNNING ||
-         box.state() == sandbox::SANDBOX_STATE_PAUSED;
-}
-bool IsPaused(const sandbox::Sandbox& box) { return box.state() == sandbox::SANDBOX_STATE_PAUSED; }
-std::string TemplateOf(const sandbox::Sandbox& box) {
-  const auto found = box.spec().labels().find(kTemplateLabel);
-  return found == box.spec().labels().end() ? box.spec().image() : found->second;
-}
 Json Metadata(const sandbox::Sandbox& box) {
   Json metadata = Json::object();
   for (const auto& [key, value] : box.spec().labels()) {
@@ -77,17 +53,18 @@ class Control {
     LeaseTable::Lease lease;
     lease.set_pause_at_end(order->pause_at_end);
     lease.set_trajectory(order->trajectory);
-    if (absl::Status kept = Prolong(create.sandbox_id(), lease, order->timeout_s); !kept.ok()) {
+    if (absl::Status kept = Prolong(leases_, create.sandbox_id(), lease, order->timeout_s);
+        !kept.ok()) {
       if (!made->existed()) (void)surface_.calls->Stop(create.sandbox_id());
       return ErrorResponse(kept);
     }
-    return Answer(201, Handle(made->sandbox()));
+    return Answer(201, BoxHandle(surface_, made->sandbox()));
   }
 
   Response Connect(const Request& request) {
     const absl::StatusOr<int64_t> timeout = ParseTimeout(request.body, kTimeoutDefault);
     if (!timeout.ok()) return ErrorResponse(timeout.status());
-    absl::StatusOr<sandbox::Sandbox> box = Live(request.params[0]);
+    absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
     if (!box.ok()) return ErrorResponse(box.status());
     const bool paused = IsPaused(*box);
     if (paused) {
@@ -96,15 +73,15 @@ class Control {
     }
     // Connecting prolongs a lease and never shortens it.
     LeaseTable::Lease lease = leases_->Get(box->id()).value_or(LeaseTable::Lease());
-    if (paused || lease.ends_us() < base::WallMicros() + *timeout * kMicros) {
-      if (absl::Status kept = Prolong(box->id(), lease, *timeout); !kept.ok())
+    if (paused || lease.ends_us() < base::WallMicros() + *timeout * kMicrosPerSecond) {
+      if (absl::Status kept = Prolong(leases_, box->id(), lease, *timeout); !kept.ok())
         return ErrorResponse(kept);
     }
-    return Answer(paused ? 201 : 200, Handle(*box));
+    return Answer(paused ? 201 : 200, BoxHandle(surface_, *box));
   }
 
   Response Get(const Request& request) {
-    const absl::StatusOr<sandbox::Sandbox> box = Live(request.params[0]);
+    const absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
     return box.ok() ? Answer(200, Details(*box)) : ErrorResponse(box.status());
   }
 
@@ -170,28 +147,29 @@ class Control {
   }
 
   Response Remove(const Request& request) {
-    const absl::StatusOr<sandbox::Sandbox> box = Live(request.params[0]);
+    const absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
     if (!box.ok()) return ErrorResponse(box.status());
     const absl::StatusOr<bool> stopped = surface_.calls->Stop(box->id());
     if (!stopped.ok()) return ErrorResponse(stopped.status());
     if (absl::Status status = leases_->Remove(box->id()); !status.ok())
       return ErrorResponse(status);
-    return *stopped ? Empty(204) : ErrorResponse(NoSuch(box->id()));
+    return *stopped ? EmptyAnswer(204)
+                    : ErrorResponse(404, fmt::format("sandbox {} does not exist", box->id()));
   }
 
   Response Timeout(const Request& request) {
     const absl::StatusOr<int64_t> timeout = ParseTimeout(request.body, kTimeoutDefault);
     if (!timeout.ok()) return ErrorResponse(timeout.status());
-    const absl::StatusOr<sandbox::Sandbox> box = Live(request.params[0]);
+    const absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
     if (!box.ok()) return ErrorResponse(box.status());
     const LeaseTable::Lease lease = leases_->Get(box->id()).value_or(LeaseTable::Lease());
-    if (absl::Status kept = Prolong(box->id(), lease, *timeout); !kept.ok())
+    if (absl::Status kept = Prolong(leases_, box->id(), lease, *timeout); !kept.ok())
       return ErrorResponse(kept);
-    return Empty(204);
+    return EmptyAnswer(204);
   }
 
   Response Pause(const Request& request) {
-    const absl::StatusOr<sandbox::Sandbox> box = Live(request.params[0]);
+    const absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
     if (!box.ok()) return ErrorResponse(box.status());
     if (IsPaused(*box))
       return ErrorResponse(409, fmt::format("sandbox {} is paused already", box->id()));
@@ -200,12 +178,12 @@ class Control {
     LeaseTable::Lease lease = leases_->Get(box->id()).value_or(LeaseTable::Lease());
     lease.set_ends_us(0);  // a paused sandbox waits for ever
     if (absl::Status kept = leases_->Put(box->id(), lease); !kept.ok()) return ErrorResponse(kept);
-    return Empty(204);
+    return EmptyAnswer(204);
   }
 
   // One point: averages over the calls so far. Tiers measure calls, not sandboxes.
   Response Metrics(const Request& request) {
-    const absl::StatusOr<sandbox::Sandbox> box = Live(request.params[0]);
+    const absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
     if (!box.ok()) return ErrorResponse(box.status());
     const absl::StatusOr<sandbox::ListCallsResponse> calls = surface_.calls->ListCalls(box->id());
     if (!calls.ok()) return ErrorResponse(calls.status());
@@ -219,7 +197,7 @@ class Control {
     const sandbox::Limits limits = LimitsOf(*box);
     const double age = static_cast<double>(std::max<int64_t>(now - box->created_us(), 1));
     return Answer(200, Json::array({{{"timestamp", Rfc3339(now)},
-                                     {"timestampUnix", now / kMicros},
+                                     {"timestampUnix", now / kMicrosPerSecond},
                                      {"cpuCount", Cpus()},
                                      {"cpuUsedPct", 100.0 * static_cast<double>(cpu_us) / age},
                                      {"memUsed", memory},
@@ -231,7 +209,7 @@ class Control {
 
   // One line a call.
   Response Logs(const Request& request) {
-    const absl::StatusOr<sandbox::Sandbox> box = Live(request.params[0]);
+    const absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
     if (!box.ok()) return ErrorResponse(box.status());
     const absl::StatusOr<sandbox::ListCallsResponse> calls = surface_.calls->ListCalls(box->id());
     if (!calls.ok()) return ErrorResponse(calls.status());
@@ -254,10 +232,9 @@ class Control {
   }
 
   Response Alias(const Request& request) {
-    const auto tier = surface_.sandboxes->tiers().find(sandbox::TIER_CONTAINER);
-    if (tier == surface_.sandboxes->tiers().end())
-      return ErrorResponse(404, "there is no container tier here, so there are no templates");
-    const absl::StatusOr<std::vector<sandbox::Image>> images = tier->second->ListImages();
+    Substrate* const tier = Templates();
+    if (tier == nullptr) return NoTemplates();
+    const absl::StatusOr<std::vector<sandbox::Image>> images = tier->ListImages();
     if (!images.ok()) return ErrorResponse(images.status());
     for (const sandbox::Image& image : *images) {
       if (image.name() == request.params[0])
@@ -266,45 +243,41 @@ class Control {
     return ErrorResponse(404, fmt::format("no image is called {}", request.params[0]));
   }
 
+  // Also of a snapshot.
+  Response RemoveTemplate(const Request& request) {
+    Substrate* const tier = Templates();
+    if (tier == nullptr) return NoTemplates();
+    const std::string name = absl::StrJoin(request.params, "/");
+    const absl::Status removed =
+        surface_.sandboxes->RemoveImage(name, [&] { return tier->RemoveImage(name); });
+    return removed.ok() ? EmptyAnswer(204) : ErrorResponse(removed);
+  }
+
  private:
+  // Whose images the templates are; nullptr where there is none.
+  Substrate* Templates() const {
+    const auto tier = surface_.sandboxes->tiers().find(sandbox::TIER_CONTAINER);
+    return tier == surface_.sandboxes->tiers().end() ? nullptr : tier->second;
+  }
+  static Response NoTemplates() {
+    return ErrorResponse(404, "there is no container tier here, so there are no templates");
+  }
   // One sandbox a trajectory, for ever: where it has ended, its calls are still replayed.
   static std::string TrajectoryBox(const std::string& trajectory) {
     return fmt::format("t{}", replay::Hex(replay::Sha256Of(trajectory)).substr(0, 20));
-  }
-  static absl::Status NoSuch(const std::string& id) {
-    return absl::NotFoundError(fmt::format("sandbox {} does not exist", id));
-  }
-  // NOT_FOUND for those that were stopped or are lost, too.
-  absl::StatusOr<sandbox::Sandbox> Live(const std::string& id) {
-    ASSIGN_OR_RETURN(sandbox::Sandbox box, surface_.sandboxes->Get(id));
-    if (!IsLive(box)) return NoSuch(id);
-    return box;
-  }
-  absl::Status Prolong(const std::string& id, LeaseTable::Lease lease, int64_t seconds) {
-    lease.set_ends_us(base::WallMicros() + seconds * kMicros);
-    lease.set_length_us(seconds * kMicros);
-    return leases_->Put(id, lease);
   }
   static unsigned Cpus() { return std::max(std::thread::hardware_concurrency(), 1u); }
   sandbox::Limits LimitsOf(const sandbox::Sandbox& box) const {
     return ResolveLimits({}, box.spec().limits(),
                          surface_.sandboxes->DefaultLimits(box.spec().tier()));
   }
-  // What the SDKs keep of a sandbox.
-  Json Handle(const sandbox::Sandbox& box) const {
-    return {{"templateID", TemplateOf(box)},
-            {"sandboxID", box.id()},
-            {"clientID", kClientId},
-            {"envdVersion", kEnvdVersion},
-            {"envdAccessToken", surface_.access->SandboxToken(box.id())},
-            {"alias", TemplateOf(box)}};
-  }
   Json Details(const sandbox::Sandbox& box) const {
     const LeaseTable::Lease lease = leases_->Get(box.id()).value_or(LeaseTable::Lease());
-    const int64_t end =
-        lease.ends_us() > 0 ? lease.ends_us() : base::WallMicros() + kTimeoutSecondsMax * kMicros;
+    const int64_t end = lease.ends_us() > 0
+                            ? lease.ends_us()
+                            : base::WallMicros() + kTimeoutSecondsMax * kMicrosPerSecond;
     const sandbox::Limits limits = LimitsOf(box);
-    Json json = Handle(box);
+    Json json = BoxHandle(surface_, box);
     json["startedAt"] = Rfc3339(box.created_us());
     json["endAt"] = Rfc3339(end);
     json["state"] = IsPaused(box) ? "paused" : "running";
@@ -349,20 +322,9 @@ LeaseTable::OnEnd EndOfLease(const Surface& surface, LeaseTable* leases) {
 
 void AddControlRoutes(const Surface& surface, LeaseTable* leases, Router* router) {
   auto control = std::make_shared<Control>(surface, leases);
-  const Guard guard = [access = surface.access](const Request& request) -> std::optional<Response> {
-    if (access->IsOwner(request)) return std::nullopt;
-    return ErrorResponse(401, "X-API-Key must be the daemon's token");
-  };
-  const ErrorForm form = [](const absl::Status& status) { return ErrorResponse(status); };
-  auto add = [&](const char* method, const char* pattern,
+  auto add = [&](const char* method, const std::string& pattern,
                  std::function<Response(const Request&)> work) {
-    Route route;
-    route.method = method;
-    route.pattern = pattern;
-    route.guard = guard;
-    route.body_max = kBodyMax;
-    route.handler = OnVerbThread(surface, form, std::move(work));
-    router->Add(std::move(route));
+    AddOwnerRoute(surface, method, pattern, std::move(work), router);
   };
   using Verb = Response (Control::*)(const Request&);
   auto verb = [control](Verb member) {
@@ -374,9 +336,9 @@ void AddControlRoutes(const Surface& surface, LeaseTable* leases, Router* router
       [control](const Request& request) { return control->Create(request, kTimeoutDefaultOld); });
   for (const char* prefix : {"", "/v2"}) {
     auto path = [&](const char* rest) { return fmt::format("{}/sandboxes{}", prefix, rest); };
-    add("GET", path("").c_str(), verb(&Control::List));
-    add("POST", path("/{}/connect").c_str(), verb(&Control::Connect));
-    add("GET", path("/{}/logs").c_str(), verb(&Control::Logs));
+    add("GET", path(""), verb(&Control::List));
+    add("POST", path("/{}/connect"), verb(&Control::Connect));
+    add("GET", path("/{}/logs"), verb(&Control::Logs));
   }
   add("POST", "/sandboxes/{}/resume", verb(&Control::Connect));
   add("GET", "/sandboxes/{}", verb(&Control::Get));
@@ -386,13 +348,13 @@ void AddControlRoutes(const Surface& surface, LeaseTable* leases, Router* router
   add("POST", "/sandboxes/{}/pause", verb(&Control::Pause));
   add("GET", "/sandboxes/{}/metrics", verb(&Control::Metrics));
   add("GET", "/templates/aliases/{}", verb(&Control::Alias));
+  add("DELETE", "/templates/{}", verb(&Control::RemoveTemplate));
+  // SDKs up to 2.50 do not escape the slash in a name.
+  add("DELETE", "/templates/{}/{}", verb(&Control::RemoveTemplate));
   struct Absent {
     const char *method, *pattern, *what;
   };
   constexpr Absent kAbsent[] = {
-      {"POST", "/sandboxes/{}/fork", "fork: no tier can fork a sandbox"},
-      {"POST", "/sandboxes/{}/snapshots", "snapshots: no tier can take one"},
-      {"GET", "/snapshots", "snapshots: no tier can take one"},
       {"PUT", "/sandboxes/{}/network", "network: sandboxes here have none"},
       {"POST", "/v3/templates", "template builds: import an image, and name it as the template"},
       {"POST", "/v2/templates", "template builds: import an image, and name it as the template"},

@@ -21,7 +21,7 @@ std::string SandboxIdOf(const Request& request) {
   const size_t dash = host.find('-'), dot = host.find('.');
   if (dash == std::string_view::npos || dash == 0 || dot == std::string_view::npos || dot < dash ||
       host.find_first_not_of("0123456789") != dash)
-    return "";
+    return std::string(Access::SandboxOf(request.header("x-access-token")));
   return std::string(host.substr(dash + 1, dot - dash - 1));
 }
 
@@ -29,7 +29,8 @@ Guard EnvdGuard(const Surface& surface) {
   return [access = surface.access](const Request& request) -> std::optional<Response> {
     const std::string id = SandboxIdOf(request);
     if (!base::CheckId(id, "sandbox id", /*allow_slash=*/true).ok())
-      return ErrorResponse(400, "the header E2b-Sandbox-Id must name a sandbox");
+      return ErrorResponse(400,
+                           "the header E2b-Sandbox-Id, or the X-Access-Token, must name a sandbox");
     if (access->MayUse(request, id)) return std::nullopt;
     return ErrorResponse(401, "X-Access-Token must be the envdAccessToken of the sandbox");
   };

@@ -138,7 +138,7 @@ class Mcp {
     return mine && base::CheckId(name, "session").ok() ? name : "";
   }
   std::string Proof(const std::string& name) const {
-    return surface_.access->SandboxToken(fmt::format("mcp-session/{}", name));
+    return surface_.access->Proof(fmt::format("mcp-session/{}", name));
   }
   static std::string CallId(const std::string& session, const Json& id) {
     return fmt::format("mcp/{}/{}", session, IdText(id).value_or(""));

@@ -7,17 +7,21 @@
 #include "sandboxd/api/http/mcp.h"
 #include "sandboxd/api/http/openapi.h"
 #include "sandboxd/api/http/run_code.h"
+#include "sandboxd/api/http/run_jupyter.h"
 #include "sandboxd/api/http/swerex.h"
 
 namespace reprise::sandboxd::http {
 
 void AddAllRoutes(const Surface& surface, LeaseTable* leases, Router* router) {
   AddRunCodeRoutes(surface, router);
+  AddRunJupyterRoute(surface, router);
   AddControlRoutes(surface, leases, router);
+  AddSnapshotRoutes(surface, leases, router);
   AddProcessRoutes(surface, leases, router);
   AddFilesystemRoutes(surface, router);
   AddWatchRoutes(surface, router);
   AddFilesRoutes(surface, router);
+  AddCodeRoutes(surface, router);
   AddSwerexRoutes(surface, router);
   AddMcpRoutes(surface, router);
   // It holds nothing that is not in the documentation: no token is asked for.

@@ -5,15 +5,13 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_join.h"
-#include "absl/synchronization/mutex.h"
 #include "base/format.h"
 #include "base/ids.h"
-#include "base/status_macros.h"
 #include "replay/sha256.h"
 #include "sandboxd/api/http/judge.h"
+#include "sandboxd/api/http/judge_box.h"
 #include "sandboxd/limits.h"
 
 namespace reprise::sandboxd::http {
@@ -21,16 +19,11 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr char kBoxId[] = "run-code";
-constexpr int kBoxesMax = 1000;  // ids tried, where sandboxes of that name were stopped
 constexpr int64_t kMebibyte = 1 << 20;
 
 std::string Dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
-
-// As the clients' framework words a request that does not validate.
-Response Invalid(std::string_view what) { return JsonResponse(422, Dump({{"detail", what}})); }
 
 struct Parsed {
   const Language* language = nullptr;
@@ -175,29 +168,15 @@ Response Judged(const JudgeRequest& request, const Language& language, std::stri
   }
 }
 
-Response Refused(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kResourceExhausted:
-    case absl::StatusCode::kDeadlineExceeded:
-      return ErrorResponse(504, std::string(status.message()));
-    case absl::StatusCode::kInvalidArgument:
-      return Invalid(std::string(status.message()));
-    case absl::StatusCode::kFailedPrecondition:
-      return ErrorResponse(status);
-    default:
-      return PlatformError(std::string(status.message()));
-  }
-}
+Response Refused(const absl::Status& status) { return RefusedRun(status, PlatformError); }
 
-// The one sandbox that all programs are judged in; each gets a worker of its own there.
 class Judges {
  public:
-  explicit Judges(Surface surface) : surface_(surface) {}
+  explicit Judges(Surface surface) : surface_(surface), box_(surface.sandboxes) {}
 
   void Run(const RequestPtr& request, const Respond& respond) {
     absl::StatusOr<Parsed> parsed = Parse(request->body);
-    if (!parsed.ok()) return respond(Invalid(std::string(parsed.status().message())));
+    if (!parsed.ok()) return respond(InvalidRun(std::string(parsed.status().message())));
     if (const std::string missing = MissingProgram(*parsed->language); !missing.empty()) {
       return respond(PlatformError(fmt::format("{} is not installed on this host: it needs {}",
                                                parsed->language->name, missing)));
@@ -208,7 +187,7 @@ class Judges {
     absl::StatusOr<sandbox::ExecuteRequest> call =
         JudgeCall(*parsed->language, parsed->judge, mark);
     if (!call.ok()) return respond(Refused(call.status()));
-    absl::StatusOr<std::string> box = Box();
+    absl::StatusOr<std::string> box = box_.Id();
     if (!box.ok()) return respond(Refused(box.status()));
     call->set_sandbox_id(*box);
     std::string_view key = request->header("idempotency-key");
@@ -222,34 +201,14 @@ class Judges {
   }
 
  private:
-  // Made when it is first needed. An id is used up when somebody stopped its sandbox.
-  absl::StatusOr<std::string> Box() {
-    absl::MutexLock lock(&mutex_);
-    for (; number_ < kBoxesMax; ++number_) {
-      sandbox::CreateRequest request;
-      request.set_sandbox_id(number_ == 0 ? std::string(kBoxId)
-                                          : fmt::format("{}-{}", kBoxId, number_));
-      request.mutable_spec()->set_tier(sandbox::TIER_FUNCTION);
-      ASSIGN_OR_RETURN(sandbox::CreateResponse made, surface_.sandboxes->Create(request));
-      if (made.sandbox().state() != sandbox::SANDBOX_STATE_STOPPED) return request.sandbox_id();
-    }
-    return absl::InternalError(fmt::format("{} sandboxes for /run_code were stopped", kBoxesMax));
-  }
-
   const Surface surface_;
-  absl::Mutex mutex_;
-  int number_ ABSL_GUARDED_BY(mutex_) = 0;
+  JudgeBox box_;
 };
 
 }  // namespace
 
 void AddRunCodeRoutes(const Surface& surface, Router* router) {
-  const Guard guard = [access = surface.access](const Request& request) -> std::optional<Response> {
-    if (access->IsOwner(request)) return std::nullopt;
-    return ErrorResponse(401,
-                         "show the daemon's token: as X-API-Key, or in the URL as "
-                         "http://any:TOKEN@HOST:PORT");
-  };
+  const Guard guard = OwnerGuard(surface);
   auto judges = std::make_shared<Judges>(surface);
   const ErrorForm overloaded = [](const absl::Status& status) { return Refused(status); };
   Route run;
@@ -261,17 +220,6 @@ void AddRunCodeRoutes(const Surface& surface, Router* router) {
     PostVerb(surface, overloaded, respond, [=] { judges->Run(request, respond); });
   };
   router->Add(std::move(run));
-  Route jupyter;
-  jupyter.method = "POST";
-  jupyter.pattern = "/run_jupyter";
-  jupyter.guard = guard;
-  jupyter.body_max = kRequestBytesMax;
-  jupyter.handler = [](RequestPtr, Respond respond) {
-    respond(ErrorResponse(501,
-                          "/run_jupyter is not served: send the cells as one program to "
-                          "/run_code"));
-  };
-  router->Add(std::move(jupyter));
   Route ping;
   ping.method = "GET";
   ping.pattern = "/v1/ping";

@@ -8,7 +8,7 @@
 
 namespace reprise::sandboxd::http {
 
-// POST /run_code, POST /run_jupyter (501), GET /v1/ping.
+// POST /run_code, GET /v1/ping.
 void AddRunCodeRoutes(const Surface& surface, Router* router);
 
 }  // namespace reprise::sandboxd::http

@@ -11,6 +11,7 @@
 #include "base/ids.h"
 #include "base/status_macros.h"
 #include "sandboxd/api/http/box_files.h"
+#include "sandboxd/api/http/e2b.h"
 #include "sandboxd/api/http/multipart.h"
 #include "sandboxd/api/http/swerex_shell.h"
 #include "sandboxd/limits.h"
@@ -51,17 +52,25 @@ Response RaiseStatus(const absl::Status& status) {
 }
 
 struct Named {
-  std::string id, key;
+  std::string id;
+  std::string key, token;  // what it shows, read as the owner's and as the sandbox's
 };
-// The sandbox that a request is for, and the key that it shows.
+// The sandbox that a request is for, named by its path or by its key: SANDBOX.KEY of the owner, the
+// sandbox's token (which begins with its name), or SANDBOX.TOKEN.
 Named NamedBy(const Request& request) {
   Named named;
   named.key = std::string(request.header("x-api-key"));
   if (!request.params.empty()) {
     named.id = request.params[0];
+    named.token = named.key;
   } else if (const size_t dot = named.key.rfind('.'); dot != std::string::npos) {
     named.id = named.key.substr(0, dot);
+    const size_t half = dot / 2;
+    if (dot % 2 == 1 && named.id[half] == '.' &&
+        named.id.substr(half + 1) == named.id.substr(0, half))
+      named.id.resize(half);
     named.key.erase(0, dot + 1);
+    named.token = fmt::format("{}.{}", named.id, named.key);
   }
   return named;
 }
@@ -350,6 +359,18 @@ class Swerex {
   const Surface surface_;
 };
 
+// One path for two: E2B's code interpreter names its sandbox in headers, which SWE-ReX has not.
+Route Either(const Route& code, Route swerex) {
+  const auto choose = [](const Request& request) { return !SandboxIdOf(request).empty(); };
+  swerex.guard = [choose, code, mine = swerex.guard](const Request& request) {
+    return choose(request) ? code.guard(request) : mine(request);
+  };
+  swerex.handler = [choose, code, mine = swerex.handler](RequestPtr request, Respond respond) {
+    (choose(*request) ? code.handler : mine)(request, std::move(respond));
+  };
+  return swerex;
+}
+
 }  // namespace
 
 void AddSwerexRoutes(const Surface& surface, Router* router) {
@@ -357,7 +378,7 @@ void AddSwerexRoutes(const Surface& surface, Router* router) {
   const Guard guard = [access = surface.access](const Request& request) -> std::optional<Response> {
     const Named named = NamedBy(request);
     Request shown;
-    shown.headers = {{"x-api-key", named.key}, {"x-access-token", named.key}};
+    shown.headers = {{"x-api-key", named.key}, {"x-access-token", named.token}};
     if (base::CheckId(named.id, "sandbox", /*allow_slash=*/true).ok() &&
         access->MayUse(shown, named.id))
       return std::nullopt;
@@ -375,7 +396,8 @@ void AddSwerexRoutes(const Surface& surface, Router* router) {
       route.body_max = in_pieces ? kUploadMax : kBodyMax;
       route.in_pieces = in_pieces;
       route.handler = handler;
-      router->Add(std::move(route));
+      const bool shared = pattern == "/execute";
+      router->Add(shared ? Either(CodeExecuteRoute(surface), std::move(route)) : std::move(route));
     }
   };
   using Verb = void (Swerex::*)(const RequestPtr&, const Json&, const Respond&);

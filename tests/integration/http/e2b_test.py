@@ -11,8 +11,8 @@ import time
 import unittest
 import urllib.parse
 
-import containers
 from connect import ConnectError, Envd
+from container_case import ContainerCase
 from daemon import Daemon
 
 BIN_DIR = None
@@ -303,28 +303,14 @@ class Restart(unittest.TestCase):
             daemon.close()
 
 
-class Containers(unittest.TestCase):
+class Containers(ContainerCase):
     @classmethod
     def setUpClass(cls):
-        if reason := containers.why_not():
-            raise unittest.SkipTest(reason)
-        cls.containerd = containers.Containerd()
-        cls.daemon = Daemon(BIN_DIR, "--containerd", cls.containerd.address)
-        subprocess.run([os.path.join(BIN_DIR, "reprise"), "image", "import", "base", cls.containerd.root,
-                        "--server", f"unix:{cls.daemon.state}/sandboxd.sock"], check=True,
-                       stdout=subprocess.DEVNULL)
+        super().setUpClass()
         made = create(cls.daemon, "base")
         cls.sandbox_id = made["sandboxID"]
         cls.token = made["envdAccessToken"]
         cls.envd = Envd(cls.daemon, cls.sandbox_id, cls.token)
-
-    @classmethod
-    def tearDownClass(cls):
-        for box in cls.daemon.request("GET", "/sandboxes").json():
-            cls.daemon.request("DELETE", f"/sandboxes/{box['sandboxID']}")
-        code = cls.daemon.close()
-        cls.containerd.close()
-        assert code == 0
 
     def upload(self, query, parts, **headers):
         body = b"".join(b"--BB\r\nContent-Disposition: form-data; name=\"file\"; filename=\"%s\"\r\n\r\n%s\r\n" %
@@ -516,5 +502,5 @@ class Containers(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    BIN_DIR = sys.argv.pop(1)
+    ContainerCase.bin_dir = BIN_DIR = sys.argv.pop(1)
     unittest.main(verbosity=2)
