@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/status_macros.h"
 #include "replay/keys.h"
 #include "replay/request_digest.h"
@@ -31,6 +32,8 @@ enum CallFamily : storage::Family {
 };
 
 constexpr size_t kChunkBytes = 64 << 10;
+// Bytes that were forgotten before the disk gets them back.
+constexpr uint64_t kReclaimBytes = 64ull << 20;
 
 template <typename Message>
 absl::StatusOr<Message> Parse(std::string_view payload, std::string_view what) {
@@ -283,6 +286,46 @@ class CallLogImpl final : public CallLog {
     return *next;
   }
 
+  absl::Status Forget(std::string_view sandbox_id) override {
+    RETURN_IF_ERROR(GetSandbox(sandbox_id).status());
+    ASSIGN_OR_RETURN(const std::vector<journal::SnapshotRecord> snapshots,
+                     ListSnapshots(sandbox_id));
+    if (!snapshots.empty()) {
+      return absl::FailedPreconditionError(
+          fmt::format("snapshot \"{}\" of sandbox \"{}\" is kept: remove its image {} first",
+                      snapshots[0].snapshot_id(), sandbox_id, snapshots[0].image()));
+    }
+    ASSIGN_OR_RETURN(const std::vector<Found> calls, ListCalls(sandbox_id));
+    storage::Batch batch;
+    uint64_t bytes = 0;
+    for (const Found& call : calls) {
+      const std::string& id = call.intent.call_id();
+      if (!call.result.has_value()) {
+        return absl::FailedPreconditionError(
+            fmt::format("call \"{}\" of sandbox \"{}\" has no result yet", id, sandbox_id));
+      }
+      bytes += call.intent.ByteSizeLong() + call.result->result().stdout_bytes() +
+               call.result->result().stderr_bytes();
+      batch.Delete(kCalls, id);
+      batch.Delete(kResults, id);
+      batch.Delete(kTotals, id);
+      batch.DeleteRange(kOutput, IdPrefix(id), IdEnd(id));
+    }
+    batch.DeleteRange(kOrder, IdPrefix(sandbox_id), IdEnd(sandbox_id));
+    batch.Delete(kSandboxes, sandbox_id);
+    RETURN_IF_ERROR(store_->Commit(std::move(batch)));
+    base::FailPoint("calls.forgotten");
+    {
+      absl::MutexLock lock(&mutex_);
+      next_ordinal_.erase(std::string(sandbox_id));
+      for (const Found& call : calls) outputs_.erase(call.intent.call_id());
+      forgotten_bytes_ += bytes;
+      if (forgotten_bytes_ < kReclaimBytes) return absl::OkStatus();
+      forgotten_bytes_ = 0;
+    }
+    return store_->Reclaim();
+  }
+
   absl::StatusOr<std::vector<Found>> ListCalls(std::string_view sandbox_id) override {
     std::vector<std::string> ids;
     RETURN_IF_ERROR(
@@ -414,6 +457,7 @@ class CallLogImpl final : public CallLog {
   std::set<std::string> claimed_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, uint64_t> next_ordinal_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, OutputState> outputs_ ABSL_GUARDED_BY(mutex_);
+  uint64_t forgotten_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace

@@ -97,6 +97,10 @@ class CallLog {
   virtual absl::StatusOr<std::vector<journal::CallIntent>> Running() = 0;
   // Calls of one sandbox that were begun: the ordinal of the next one.
   virtual absl::StatusOr<uint64_t> CountCalls(std::string_view sandbox_id) = 0;
+  // Forgets a sandbox with its calls and their output; durable on return. From then on its ids are
+  // as if they had never been used. NOT_FOUND; FAILED_PRECONDITION when a call has no RESULT, or a
+  // snapshot of it is kept.
+  virtual absl::Status Forget(std::string_view sandbox_id) = 0;
   // Calls of one sandbox in log order.
   virtual absl::StatusOr<std::vector<Found>> ListCalls(std::string_view sandbox_id) = 0;
 };

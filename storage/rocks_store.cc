@@ -241,6 +241,21 @@ absl::Status RocksStore::health() const {
   return failed_;
 }
 
+absl::Status RocksStore::Reclaim() {
+  RETURN_IF_ERROR(health());
+  rocksdb::FlushOptions flush;
+  flush.wait = true;
+  rocksdb::Status status = db_->Flush(flush, handles_);
+  rocksdb::CompactRangeOptions compact;
+  compact.exclusive_manual_compaction = false;
+  // Without it the lowest level, where most of the data is, would stay as it is.
+  compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
+  for (rocksdb::ColumnFamilyHandle* handle : handles_) {
+    if (status.ok()) status = db_->CompactRange(compact, handle, nullptr, nullptr);
+  }
+  return status.ok() ? absl::OkStatus() : WriteError(status);
+}
+
 Store::Stats RocksStore::stats() const {
   absl::MutexLock lock(&mutex_);
   return stats_;

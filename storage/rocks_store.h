@@ -28,6 +28,7 @@ class RocksStore final : public Store {
   void CommitAsync(Batch batch, Sync sync, std::function<void(absl::Status)> done) override;
   absl::Status health() const override;
   Durability durability() const override { return options_.durability; }
+  absl::Status Reclaim() override;
   Stats stats() const override;
 
  private:

@@ -90,6 +90,10 @@ class Store {
   // (RESOURCE_EXHAUSTED for a full disk, DATA_LOSS else), while reads go on.
   virtual absl::Status health() const = 0;
   virtual Durability durability() const = 0;
+  // Gives the disk back what was deleted: writes out what is in memory, so that old write-ahead logs
+  // go, and rewrites the tables without what is gone. As long as reading and writing all live data
+  // of the store takes; other calls go on. Errors as health().
+  virtual absl::Status Reclaim() = 0;
   // Counters since Open: commits asked, groups written, syncs.
   struct Stats {
     uint64_t batches = 0, groups = 0, syncs = 0, bytes = 0;

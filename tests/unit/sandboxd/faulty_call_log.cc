@@ -60,6 +60,10 @@ absl::Status FaultyCallLog::DropSnapshot(std::string_view sandbox_id, uint64_t n
   RETURN_IF_ERROR(Write());
   return log_->DropSnapshot(sandbox_id, number);
 }
+absl::Status FaultyCallLog::Forget(std::string_view sandbox_id) {
+  RETURN_IF_ERROR(Write());
+  return log_->Forget(sandbox_id);
+}
 absl::StatusOr<FaultyCallLog::Intent> FaultyCallLog::Begin(Intent intent) {
   WaitFor(&hold_begin_);
   RETURN_IF_ERROR(Write());

@@ -65,6 +65,7 @@ class FaultyCallLog final : public replay::CallLog {
   }
   absl::Status Complete(std::string_view call_id, const sandbox::Result& result) override;
   absl::StatusOr<std::vector<Intent>> Running() override { return log_->Running(); }
+  absl::Status Forget(std::string_view sandbox_id) override;
   absl::StatusOr<std::vector<Found>> ListCalls(std::string_view sandbox_id) override {
     return log_->ListCalls(sandbox_id);
   }
