@@ -203,7 +203,7 @@ class CallLogImpl final : public CallLog {
     found.intent.set_boot_id(std::string(boot_id));
     storage::Batch batch;
     batch.Put(kCalls, call_id, found.intent.SerializeAsString());
-    batch.DeleteRange(kOutput, IdPrefix(call_id), IdEnd(call_id));
+    RETURN_IF_ERROR(store_->DeleteAll(kOutput, IdPrefix(call_id), &batch));
     batch.Delete(kTotals, call_id);
     {
       absl::MutexLock lock(&mutex_);
@@ -309,9 +309,9 @@ class CallLogImpl final : public CallLog {
       batch.Delete(kCalls, id);
       batch.Delete(kResults, id);
       batch.Delete(kTotals, id);
-      batch.DeleteRange(kOutput, IdPrefix(id), IdEnd(id));
+      RETURN_IF_ERROR(store_->DeleteAll(kOutput, IdPrefix(id), &batch));
     }
-    batch.DeleteRange(kOrder, IdPrefix(sandbox_id), IdEnd(sandbox_id));
+    RETURN_IF_ERROR(store_->DeleteAll(kOrder, IdPrefix(sandbox_id), &batch));
     batch.Delete(kSandboxes, sandbox_id);
     RETURN_IF_ERROR(store_->Commit(std::move(batch)));
     base::FailPoint("calls.forgotten");

@@ -246,6 +246,13 @@ absl::StatusOr<std::string> ExportRecordJson(const TrajectoryState& state,
       .Number("branch", context.branch)
       .Number("n_branches", context.n_branches)
       .Number("attempt", context.attempt);
+  if (start.has_fork()) {
+    writer.Raw("fork", ObjectWriter()
+                           .Text("parent", start.fork().parent_id())
+                           .Number("at_step", start.fork().at_step())
+                           .Number("shared_tokens", start.fork().shared_tokens())
+                           .Finish());
+  }
   writer.Raw("task", ObjectWriter()
                          .Text("key", start.task_id())
                          .Text("hash", context.task_hash)

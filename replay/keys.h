@@ -22,13 +22,6 @@ inline std::string IdNumberKey(std::string_view id, uint64_t number) {
   return key;
 }
 
-// First key after every key of the id.
-inline std::string IdEnd(std::string_view id) {
-  std::string key(id);
-  key.push_back('\1');
-  return key;
-}
-
 inline uint64_t NumberOfKey(std::string_view key) {
   uint64_t number = 0;
   for (size_t i = key.size() - 8; i < key.size(); ++i) {

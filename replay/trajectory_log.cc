@@ -133,7 +133,8 @@ class TrajectoryLogImpl final : public TrajectoryLog {
     base::FailPoint("archive.written");
     storage::Batch batch;
     batch.Put(kHeads, trajectory_id, head.SerializeAsString());
-    batch.DeleteRange(kEntries, IdPrefix(trajectory_id), IdEnd(trajectory_id));
+    for (size_t n = 0; n < entries.size(); ++n)
+      batch.Delete(kEntries, IdNumberKey(trajectory_id, n));
     RETURN_IF_ERROR(store_->Commit(std::move(batch)));
     base::FailPoint("archive.named");
     absl::MutexLock lock(&mutex_);
@@ -174,7 +175,7 @@ class TrajectoryLogImpl final : public TrajectoryLog {
           return absl::OkStatus();
         }));
     batch.Delete(kJobs, job_id);
-    batch.DeleteRange(kDeliveries, IdPrefix(job_id), IdEnd(job_id));
+    RETURN_IF_ERROR(store_->DeleteAll(kDeliveries, IdPrefix(job_id), &batch));
     return store_->Commit(std::move(batch));
   }
 

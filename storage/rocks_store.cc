@@ -253,7 +253,10 @@ absl::Status RocksStore::Reclaim() {
   for (rocksdb::ColumnFamilyHandle* handle : handles_) {
     if (status.ok()) status = db_->CompactRange(compact, handle, nullptr, nullptr);
   }
-  return status.ok() ? absl::OkStatus() : WriteError(status);
+  if (status.ok()) return absl::OkStatus();
+  absl::MutexLock lock(&mutex_);
+  if (failed_.ok()) failed_ = WriteError(status);
+  return failed_;
 }
 
 Store::Stats RocksStore::stats() const {
@@ -275,9 +278,6 @@ absl::Status RocksStore::WriteGroup(const std::vector<Pending>& group) {
           break;
         case Batch::Op::kDelete:
           status = batch.Delete(handle, op.key);
-          break;
-        case Batch::Op::kDeleteRange:
-          status = batch.DeleteRange(handle, op.key, op.value);
           break;
       }
       if (!status.ok()) return WriteError(status);
@@ -307,7 +307,7 @@ void RocksStore::CommitLoop() {
       status = WriteGroup(group);
       base::FailPoint("commit.after");
       absl::MutexLock lock(&mutex_);
-      failed_ = status;
+      if (!status.ok() && failed_.ok()) failed_ = status;
       stats_.groups += 1;
       for (const Pending& pending : group) {
         stats_.batches += 1;

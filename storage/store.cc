@@ -25,9 +25,11 @@ void Batch::Delete(Family family, std::string_view key) {
   bytes_ += key.size();
 }
 
-void Batch::DeleteRange(Family family, std::string_view begin, std::string_view end) {
-  ops_.push_back({Op::kDeleteRange, family, std::string(begin), std::string(end)});
-  bytes_ += begin.size() + end.size();
+absl::Status Store::DeleteAll(Family family, std::string_view prefix, Batch* batch) {
+  return Scan(family, prefix, [&](std::string_view key, std::string_view) {
+    batch->Delete(family, key);
+    return absl::OkStatus();
+  });
 }
 
 absl::Status Store::Commit(Batch batch, Sync sync) {

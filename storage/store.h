@@ -41,14 +41,12 @@ struct StoreOptions {
 class Batch {
  public:
   struct Op {
-    enum Kind : uint8_t { kPut, kDelete, kDeleteRange } kind;
+    enum Kind : uint8_t { kPut, kDelete } kind;
     Family family;
-    std::string key, value;  // value: payload of a put, end of a range
+    std::string key, value;  // value: payload of a put
   };
   void Put(Family family, std::string_view key, std::string_view payload);
   void Delete(Family family, std::string_view key);
-  // Deletes [begin, end).
-  void DeleteRange(Family family, std::string_view begin, std::string_view end);
   bool empty() const { return ops_.empty(); }
   size_t bytes() const { return bytes_; }
   const std::vector<Op>& ops() const { return ops_; }
@@ -78,6 +76,10 @@ class Store {
   virtual absl::Status Scan(
       Family family, std::string_view prefix,
       const std::function<absl::Status(std::string_view key, std::string_view payload)>& visit) = 0;
+
+  // Adds the deletion of every key with `prefix` to `batch`, one by one: a compaction that has nothing
+  // but deletions of ranges left, and fails, aborts a RocksDB that is built with assertions.
+  absl::Status DeleteAll(Family family, std::string_view prefix, Batch* batch);
 
   // Queues a batch; `done` runs on the committer thread once it is as durable as `sync` and the
   // store's durability ask, or with the error. Batches become visible in the order of their

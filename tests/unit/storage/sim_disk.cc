@@ -48,17 +48,20 @@ class SimDisk::File final : public rocksdb::WritableFileWrapper {
 
 class SimDisk::Dir final : public rocksdb::Directory {
  public:
-  explicit Dir(SimDisk* disk) : disk_(disk) {}
+  Dir(SimDisk* disk, std::string name) : disk_(disk), name_(std::move(name)) {}
   rocksdb::Status Fsync() override {
     rocksdb::Status status = disk_->Next(Kind::kSync);
     if (!status.ok()) return status;
     absl::MutexLock lock(&disk_->mutex_);
-    disk_->changes_.clear();
+    std::erase_if(disk_->changes_, [this](const NameChange& change) {
+      return change.to.substr(0, change.to.rfind('/')) == name_;
+    });
     return status;
   }
 
  private:
   SimDisk* const disk_;
+  const std::string name_;
 };
 
 SimDisk::SimDisk()
@@ -84,6 +87,11 @@ bool SimDisk::fired() const {
   return fired_;
 }
 
+DiskOperation SimDisk::fired_at() const {
+  absl::MutexLock lock(&mutex_);
+  return fired_at_;
+}
+
 rocksdb::Status SimDisk::Next(Kind kind, bool* torn) {
   absl::MutexLock lock(&mutex_);
   const bool end = fault_ == DiskFault::kKilled || fault_ == DiskFault::kPowerCut ||
@@ -97,6 +105,7 @@ rocksdb::Status SimDisk::Next(Kind kind, bool* torn) {
   const int point = points_++;
   const bool lasting = end || fault_ == DiskFault::kNoSpace;
   if (point != at_ && !(lasting && point > at_)) return rocksdb::Status::OK();
+  if (!fired_) fired_at_ = kind;
   fired_ = true;
   if (torn != nullptr) *torn = point == at_ && (!end || fault_ == DiskFault::kPowerCutTorn);
   if (fault_ == DiskFault::kNoSpace) return rocksdb::Status::NoSpace("injected");
@@ -174,9 +183,9 @@ rocksdb::Status SimDisk::NewWritableFile(const std::string& name,
   return status;
 }
 
-rocksdb::Status SimDisk::NewDirectory(const std::string&,
+rocksdb::Status SimDisk::NewDirectory(const std::string& name,
                                       std::unique_ptr<rocksdb::Directory>* result) {
-  *result = std::make_unique<Dir>(this);
+  *result = std::make_unique<Dir>(this, name);
   return rocksdb::Status::OK();
 }
 
@@ -196,10 +205,9 @@ rocksdb::Status SimDisk::RenameFile(const std::string& from, const std::string& 
 
 // A deletion that is forgotten leaves a file that nobody needs: nothing to remember.
 rocksdb::Status SimDisk::DeleteFile(const std::string& name) {
+  rocksdb::Status status = Next(Kind::kDelete);
+  if (!status.ok()) return status;
   absl::MutexLock lock(&mutex_);
-  const bool ended = fired_ && (fault_ == DiskFault::kKilled || fault_ == DiskFault::kPowerCut ||
-                                fault_ == DiskFault::kPowerCutTorn);
-  if (ended) return rocksdb::Status::IOError("injected");
   synced_.erase(name);
   std::erase_if(changes_, [&](const NameChange& change) { return change.to == name; });
   return target()->DeleteFile(name);

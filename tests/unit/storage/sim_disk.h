@@ -26,6 +26,8 @@ enum class DiskFault {
   kPowerCutTorn  // the same, but half of what was not synced is there
 };
 
+enum class DiskOperation { kWrite, kSync, kName, kDelete };
+
 class SimDisk final : public rocksdb::EnvWrapper {
  public:
   SimDisk();
@@ -36,8 +38,9 @@ class SimDisk final : public rocksdb::EnvWrapper {
   void Arm(DiskFault fault, int at);
   // How many operations the armed kind of fault could have befallen since Arm.
   int points() const;
-  // Whether the fault happened.
+  // Whether the fault happened, and what it befell first.
   bool fired() const;
+  DiskOperation fired_at() const;
   // After the store on it was closed: the disk as the next process finds it, without faults.
   void Restart();
 
@@ -57,7 +60,7 @@ class SimDisk final : public rocksdb::EnvWrapper {
  private:
   class File;
   class Dir;
-  enum class Kind { kWrite, kSync, kName };
+  using Kind = DiskOperation;
   // A change of a directory that is not synced.
   struct NameChange {
     std::string from, to;  // from empty: created
@@ -74,6 +77,7 @@ class SimDisk final : public rocksdb::EnvWrapper {
   DiskFault fault_ ABSL_GUARDED_BY(mutex_) = DiskFault::kNone;
   int at_ ABSL_GUARDED_BY(mutex_) = 0, points_ ABSL_GUARDED_BY(mutex_) = 0;
   bool fired_ ABSL_GUARDED_BY(mutex_) = false;
+  DiskOperation fired_at_ ABSL_GUARDED_BY(mutex_) = DiskOperation::kWrite;
   std::map<std::string, uint64_t> synced_ ABSL_GUARDED_BY(mutex_);  // bytes of each file
   std::vector<NameChange> changes_ ABSL_GUARDED_BY(mutex_);
 };
