@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kThreadsMax = 1024;
 constexpr int kSamplesMax = 2;
+constexpr size_t kGrammarsKept = 64;  // whose masks are kept
 // Tokens of one pass of Logits. Bounds the memory of a pass.
 constexpr int64_t kLogitsPassTokens = 256;
 // Weights up to this size stay in cache, so that every thread may run whole sequences by itself.
@@ -210,6 +211,22 @@ absl::StatusOr<std::unique_ptr<Sequence>> EngineImpl::Restore(std::string_view b
   auto sequence = std::make_unique<EngineSequence>(&model_->layout());
   RETURN_IF_ERROR(sequence->Load(bytes, Of(weights)->digest_text));
   return sequence;
+}
+
+absl::StatusOr<std::shared_ptr<TokenMasks>> EngineImpl::MasksFor(
+    std::shared_ptr<const AnswerGrammar> grammar) {
+  absl::MutexLock lock(&masks_mutex_);
+  for (auto it = masks_.begin(); it != masks_.end(); ++it) {
+    if ((*it)->grammar().key() != grammar->key()) continue;
+    masks_.splice(masks_.begin(), masks_, it);
+    return masks_.front();
+  }
+  if (trie_ == nullptr) {
+    ASSIGN_OR_RETURN(trie_, TokenTrie::Make(*tokenizer_, vocab_size()));
+  }
+  masks_.push_front(std::make_shared<TokenMasks>(std::move(grammar), trie_));
+  if (masks_.size() > kGrammarsKept) masks_.pop_back();
+  return masks_.front();
 }
 
 absl::StatusOr<std::vector<float>> EngineImpl::Logits(absl::Span<const int32_t> tokens) {

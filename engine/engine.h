@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/token_masks.h"
 #include "engine/tokenizer.h"
 
 namespace reprise::engine {
@@ -63,8 +64,8 @@ struct EngineOptions {
 // The distribution that a token is drawn from, in the order in which it is made: logit_bias is
 // added; tokens that the sequence holds are divided by repetition_penalty where their logit is
 // above 0 and multiplied where it is below; frequency_penalty times their count, and
-// presence_penalty once, are taken from tokens that were sampled; then temperature, min_p, top_k,
-// top_p, each over what the one before left.
+// presence_penalty once, are taken from tokens that were sampled; what the constraint does not allow
+// goes; then temperature, min_p, top_k, top_p, each over what the one before left.
 struct SamplingParams {
   float temperature = 1.0f;  // 0 = greedy; limits: 0..100
   float top_p = 1.0f;        // (0, 1]
@@ -78,6 +79,8 @@ struct SamplingParams {
   std::vector<int32_t> stop_ids = {};                      // set SampledToken::stop
   int32_t top_logprobs = 0;  // 0..1024: tokens to report beside the sampled
   int32_t kept_max = 0;      // 0..65536: report what was left to be drawn from, up to that many ids
+  // What the answer may be; of this one sequence. nullptr: anything.
+  std::shared_ptr<AnswerConstraint> constraint = {};
 };
 
 struct TokenLogprob {
@@ -92,7 +95,13 @@ struct SampledToken {
   float raw_logprob = 0;
   bool stop = false;              // one of stop_ids
   std::vector<TokenLogprob> top;  // the best by raw_logprob, best first, the lower id first
-  // What top_k, top_p and min_p left, ascending; empty: all of the vocabulary, or more than kept_max.
+  // Where a constraint forbade something: how many ids it left, and ln of the probability that they
+  // had together without it (penalties and temperature applied, nothing cut; greedy: at temperature
+  // 1), so that logprob + allowed_logprob is the token's own under that distribution. Else 0 and 0.
+  int32_t allowed = 0;
+  float allowed_logprob = 0;
+  // What constraint, top_k, top_p and min_p left, ascending; empty: all of the vocabulary, or more
+  // than kept_max.
   std::vector<int32_t> kept;
 };
 
@@ -193,6 +202,10 @@ class Engine {
   virtual absl::Status Step(absl::Span<StepItem> items) = 0;
   // Whether Step would take them; feeds nothing.
   virtual absl::Status CheckStep(absl::Span<const StepItem> items) const = 0;
+  // The masks of a grammar over this vocabulary; those of the grammars that were asked for last are
+  // kept. Thread-safe, also during a step. FAILED_PRECONDITION as TokenTrie::Make.
+  virtual absl::StatusOr<std::shared_ptr<TokenMasks>> MasksFor(
+      std::shared_ptr<const AnswerGrammar> grammar) = 0;
   // Teacher-forced logits of all positions, float32 [tokens, vocab].
   virtual absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) = 0;
 

@@ -1,11 +1,14 @@
 // The engine behind engine.h. engine.cc loads and checks; engine_step.cc feeds and samples.
 #pragma once
 
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
 #include "engine/engine.h"
@@ -46,6 +49,8 @@ class EngineImpl final : public Engine {
                                                     const Weights* weights) override;
   absl::Status Step(absl::Span<StepItem> items) override;
   absl::Status CheckStep(absl::Span<const StepItem> items) const override;
+  absl::StatusOr<std::shared_ptr<TokenMasks>> MasksFor(
+      std::shared_ptr<const AnswerGrammar> grammar) override;
   absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) override;
 
   const ModelConfig& config() const override { return config_; }
@@ -138,6 +143,11 @@ class EngineImpl final : public Engine {
   std::vector<Workspace> workspaces_;  // [threads]
   std::vector<float> logits_;          // of the step
   EngineStats stats_;
+
+  absl::Mutex masks_mutex_;
+  std::shared_ptr<const TokenTrie> trie_ ABSL_GUARDED_BY(masks_mutex_);  // null: not made yet
+  // The most recently asked for first.
+  std::list<std::shared_ptr<TokenMasks>> masks_ ABSL_GUARDED_BY(masks_mutex_);
 };
 
 }  // namespace reprise::engine

@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -51,11 +52,23 @@ std::vector<float> ChangedLogits(absl::Span<const float> logits, const SamplingP
   return out;
 }
 
-// Ids that min_p, top_k and top_p leave, ascending. `log_sum` is that of all.
-std::vector<int32_t> Candidates(absl::Span<const float> logits, double max, double scale,
-                                double log_sum, const SamplingParams& params) {
-  std::vector<int32_t> ids(logits.size());
+// Those of `allowed`, ascending; nullptr: all.
+std::vector<int32_t> AllowedIds(size_t vocab, const TokenSet* allowed) {
+  std::vector<int32_t> ids(allowed == nullptr ? vocab : 0);
   std::iota(ids.begin(), ids.end(), 0);
+  if (allowed == nullptr) return ids;
+  ids.reserve(static_cast<size_t>(allowed->count));
+  for (size_t word = 0; word < allowed->bits.size(); ++word) {
+    for (uint64_t bits = allowed->bits[word]; bits != 0; bits &= bits - 1)
+      ids.push_back(static_cast<int32_t>(word * 64) + std::countr_zero(bits));
+  }
+  return ids;
+}
+
+// Of `ids`, ascending, those that min_p, top_k and top_p leave. `log_sum` is that of all of them.
+std::vector<int32_t> Candidates(absl::Span<const float> logits, std::vector<int32_t> ids,
+                                double max, double scale, double log_sum,
+                                const SamplingParams& params) {
   if (params.top_p >= 1 && params.min_p <= 0 && params.top_k == 0) return ids;
   std::stable_sort(ids.begin(), ids.end(),
                    [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
@@ -126,6 +139,38 @@ std::vector<TokenLogprob> TopLogprobs(absl::Span<const float> raw, double raw_ma
   return top;
 }
 
+// Takes what the constraint forbids out of `changed` (empty: `raw` as it is), and notes it in
+// `token`. What it allows; nullptr: everything.
+absl::StatusOr<std::shared_ptr<const TokenSet>> Constrain(absl::Span<const float> raw,
+                                                          const SamplingParams& params,
+                                                          absl::Span<const int32_t> history,
+                                                          std::vector<float>* changed,
+                                                          SampledToken* token) {
+  std::shared_ptr<const TokenSet> allowed;
+  if (params.constraint == nullptr) return allowed;
+  ASSIGN_OR_RETURN(allowed, params.constraint->Allowed(history));
+  if (allowed == nullptr || allowed->count == static_cast<int64_t>(raw.size()))
+    return std::shared_ptr<const TokenSet>();
+  if (allowed->count == 0) {
+    return absl::InternalError(
+        fmt::format("the constraint leaves no token at position {}", history.size()));
+  }
+  if (changed->empty()) changed->assign(raw.begin(), raw.end());
+  const double scale = params.temperature == 0 ? 1.0 : 1.0 / double{params.temperature};
+  const auto log_mass = [&] {
+    const double max = *std::max_element(changed->begin(), changed->end());
+    return max * scale + LogSumExp(*changed, max, scale);
+  };
+  const double before = log_mass();
+  for (size_t id = 0; id < changed->size(); ++id) {
+    if (!allowed->Has(static_cast<int32_t>(id)))
+      (*changed)[id] = -std::numeric_limits<float>::infinity();
+  }
+  token->allowed = static_cast<int32_t>(allowed->count);
+  token->allowed_logprob = static_cast<float>(std::min(0.0, log_mass() - before));
+  return allowed;
+}
+
 absl::Status CheckRange(const char* name, double value, double low, double high) {
   if (value >= low && value <= high) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -175,9 +220,11 @@ absl::StatusOr<SampledToken> Sample(absl::Span<const float> raw, const SamplingP
   const double raw_log_sum = LogSumExp(raw, raw_max, 1.0);
   std::vector<float> changed;
   if (ChangesLogits(params)) changed = ChangedLogits(raw, params, history);
+  SampledToken token;
+  ASSIGN_OR_RETURN(const std::shared_ptr<const TokenSet> allowed,
+                   Constrain(raw, params, history, &changed, &token));
   const absl::Span<const float> logits = changed.empty() ? raw : absl::MakeConstSpan(changed);
   const auto best = std::max_element(logits.begin(), logits.end());
-  SampledToken token;
   Distribution from;
   from.max = *best;
   if (params.temperature == 0) {
@@ -188,7 +235,8 @@ absl::StatusOr<SampledToken> Sample(absl::Span<const float> raw, const SamplingP
     const double log_sum = params.temperature == 1.0f && changed.empty()
                                ? raw_log_sum
                                : LogSumExp(logits, from.max, from.scale);
-    from.candidates = Candidates(logits, from.max, from.scale, log_sum, params);
+    from.candidates = Candidates(logits, AllowedIds(logits.size(), allowed.get()), from.max,
+                                 from.scale, log_sum, params);
     token.id = Draw(logits, params, history.size(), &from);
   }
   token.logprob = from.Logprob(logits, token.id);

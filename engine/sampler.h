@@ -23,7 +23,7 @@ absl::Status CheckSampling(const SamplingParams& params, int64_t vocab_size);
 // `history` are the tokens before the one that is sampled; its index in the sequence is their
 // number. Equal logits: the lower id is greedy's choice, and comes first in every cut. The nucleus
 // is the shortest prefix, by falling probability, that reaches top_p. DATA_LOSS when a logit is not
-// finite.
+// finite; INTERNAL as AnswerConstraint::Allowed.
 absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params,
                                     absl::Span<const int32_t> history);
 

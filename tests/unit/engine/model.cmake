@@ -23,3 +23,5 @@ reprise_test(engine_weights_test SOURCES weights_test.cc
 reprise_test(parallel_test SOURCES mesh_test.cc parallel_test.cc
   LIBS reprise::engine_parallel reprise::base nlohmann_json::nlohmann_json fmt::fmt TIMEOUT 300)
 add_dependencies(parallel_test reprise-rank)
+reprise_test(constraint_test SOURCES constraint_test.cc random_schema.cc
+  LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json)
