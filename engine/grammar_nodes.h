@@ -1,11 +1,12 @@
-// The compiled form of a grammar. grammar_schema.cc makes nodes out of JSON schemas, grammar.cc
-// makes a turn of them and reads symbols. Internal to engine/grammar*.cc.
+// The compiled form of a grammar. grammar_schema.cc makes nodes out of JSON schemas,
+// grammar_turn.cc a turn out of them, and grammar.cc reads symbols. Internal to engine/grammar*.cc.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -101,6 +102,10 @@ class GrammarNodes {
  private:
   std::vector<GrammarNode> nodes_;
 };
+
+// The grammar whose first stack is `start`, its bottom first.
+std::shared_ptr<const AnswerGrammar> MakeAutomaton(GrammarNodes nodes, std::vector<uint32_t> start,
+                                                   std::string key);
 
 // A value as a grammar has it: as JSON, and, where it is a string, as it stands in a parameter that
 // is marked string="true".
