@@ -177,6 +177,11 @@ class ParallelEngine final : public Engine {
     return own_->CheckStep(items);
   }
 
+  absl::StatusOr<std::shared_ptr<TokenMasks>> MasksFor(
+      std::shared_ptr<const AnswerGrammar> grammar) override {
+    return own_->MasksFor(std::move(grammar));
+  }
+
   absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) override {
     RETURN_IF_ERROR(group_->status());
     auto probe = own_->NewSequence();
