@@ -405,6 +405,14 @@ absl::StatusOr<bool> CallManager::Stop(const std::string& sandbox_id) {
   return sandboxes_->Stop(sandbox_id, [&] { EndCallsOf(sandbox_id); });
 }
 
+absl::Status CallManager::ForgetSandbox(const std::string& sandbox_id) {
+  if (const std::vector<CallPtr> calls = CallsOf(sandbox_id); !calls.empty()) {
+    return absl::FailedPreconditionError(fmt::format(
+        "call {} of sandbox {} has not ended: stop the sandbox", calls[0]->id(), sandbox_id));
+  }
+  return sandboxes_->Forget(sandbox_id);
+}
+
 absl::StatusOr<sandbox::SnapshotInfo> CallManager::Snapshot(
     const sandbox::SnapshotRequest& request) {
   const SandboxGate::Closed closed(&gate_, request.sandbox_id());
@@ -412,8 +420,13 @@ absl::StatusOr<sandbox::SnapshotInfo> CallManager::Snapshot(
 }
 
 absl::StatusOr<sandbox::CreateResponse> CallManager::Fork(const sandbox::ForkRequest& request) {
-  const SandboxGate::Closed closed(&gate_, request.sandbox_id());
-  return sandboxes_->Fork(request, closed.quiet());
+  {
+    const SandboxGate::Closed closed(&gate_, request.sandbox_id());
+    if (request.at_call().empty() || (closed.quiet() && sandboxes_->IsAt(request)))
+      return sandboxes_->Fork(request, closed.quiet());
+  }
+  // The log has it all: the sandbox itself may go on meanwhile.
+  return sandboxes_->ForkAt(request);
 }
 
 absl::StatusOr<sandbox::RestoreResponse> CallManager::Restore(const std::string& sandbox_id) {

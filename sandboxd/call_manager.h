@@ -67,6 +67,8 @@ class CallManager {
   absl::StatusOr<sandbox::ListCallsResponse> ListCalls(const std::string& sandbox_id);
   // Ends the sandbox's calls with CANCELLED and removes it. False when it was stopped before.
   absl::StatusOr<bool> Stop(const std::string& sandbox_id);
+  // SandboxManager::Forget; FAILED_PRECONDITION also while somebody still follows a call of it.
+  absl::Status ForgetSandbox(const std::string& sandbox_id);
 
   // Calls that come meanwhile wait.
   absl::StatusOr<sandbox::SnapshotInfo> Snapshot(const sandbox::SnapshotRequest& request);

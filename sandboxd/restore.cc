@@ -106,6 +106,10 @@ absl::StatusOr<sandbox::RestoreResponse> SandboxManager::Restore(const std::stri
   if (newest.has_value()) {
     response.set_snapshot_id(newest->snapshot_id());
     std::erase_if(calls, [&](const auto& call) { return call.intent.ordinal() < newest->calls(); });
+  } else {
+    ASSIGN_OR_RETURN(const journal::SandboxRecord record, log_->GetSandbox(id));
+    ASSIGN_OR_RETURN(std::vector<replay::CallLog::Found> inherited, Inherited(record));
+    calls.insert(calls.begin(), inherited.begin(), inherited.end());
   }
   std::erase_if(calls, [](const auto& call) {
     return call.result.has_value() && LeftNothing(call.result->result());
@@ -159,6 +163,18 @@ absl::Status SandboxManager::RollBack(const std::string& id, const std::string& 
   return absl::NotFoundError(fmt::format("snapshot {} of sandbox {} is gone", snapshot_id, id));
 }
 
+absl::Status SandboxManager::RunAll(Substrate* substrate, const SandboxRef& made,
+                                    const std::vector<replay::CallLog::Found>& calls) {
+  for (const replay::CallLog::Found& call : calls) {
+    base::FailPoint("restore.call");
+    RETURN_IF_ERROR(RunAgain(
+        substrate, made, log_, call,
+        ResolveRequest(call.intent.request(), *made.spec, DefaultLimits(made.spec->tier())),
+        [this] { return stopping_.load(); }));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SandboxManager::MakeAgain(Entry* entry, const std::string& image,
                                        const std::vector<replay::CallLog::Found>& calls) {
   std::shared_ptr<const sandbox::SandboxSpec> known;
@@ -185,13 +201,7 @@ absl::Status SandboxManager::MakeAgain(Entry* entry, const std::string& image,
     if (absl::Status stopped = substrate->StopSandbox(made); !stopped.ok())
       base::LogWarn(fmt::format("sandbox {}: {}", entry->id, stopped.message()));
   };
-  for (const replay::CallLog::Found& call : calls) {
-    base::FailPoint("restore.call");
-    RETURN_IF_ERROR(
-        RunAgain(substrate, made, log_, call,
-                 ResolveRequest(call.intent.request(), *resolved, DefaultLimits(resolved->tier())),
-                 [this] { return stopping_.load(); }));
-  }
+  RETURN_IF_ERROR(RunAll(substrate, made, calls));
   base::FailPoint("restore.made");
   RETURN_IF_ERROR(PutRecord(entry, [&](journal::SandboxRecord* record) {
     record->set_state(sandbox::SANDBOX_STATE_RUNNING);

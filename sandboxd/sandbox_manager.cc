@@ -193,26 +193,35 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Create(
   if (!request.has_spec())
     return absl::InvalidArgumentError("spec is missing: it names at least the tier");
   RETURN_IF_ERROR(CheckSpec(request.spec()));
+  return CreateAs(id, request.spec(), {});
+}
+
+absl::StatusOr<sandbox::CreateResponse> SandboxManager::CreateAs(const std::string& id,
+                                                                 const sandbox::SandboxSpec& spec,
+                                                                 const Origin& origin) {
   if (absl::StatusOr<journal::SandboxRecord> stored = log_->GetSandbox(id); stored.ok()) {
     if (EntryPtr entry = Lookup(id); entry != nullptr) {
       absl::MutexLock verb(&entry->verb);
-      return Existing(*stored, entry.get(), request.spec());
+      return Existing(*stored, entry.get(), spec, origin);
     }
-    return Existing(*stored, nullptr, request.spec());
+    return Existing(*stored, nullptr, spec, origin);
   } else if (!absl::IsNotFound(stored.status())) {
     return stored.status();
   }
   RETURN_IF_ERROR(options_.journal_health());
   ASSIGN_OR_RETURN(EntryPtr entry, Claim(id));
   absl::MutexLock verb(&entry->verb);
-  // Whoever held the verb before may have made it, or failed to.
+  if (Lookup(id) != entry) {
+    return absl::UnavailableError(
+        fmt::format("sandbox {} was removed, or not made, a moment ago: try again", id));
+  }
+  // Whoever held the verb before may have made it.
   if (absl::StatusOr<journal::SandboxRecord> stored = log_->GetSandbox(id); stored.ok()) {
-    return Existing(*stored, entry.get(), request.spec());
+    return Existing(*stored, entry.get(), spec, origin);
   }
   const base::Stopwatch watch;
-  absl::StatusOr<sandbox::CreateResponse> made = Make(entry.get(), request.spec());
-  SandboxMetrics::OfTier& metrics =
-      metrics_.tiers[static_cast<size_t>(request.spec().tier()) % kTiers];
+  absl::StatusOr<sandbox::CreateResponse> made = Make(entry.get(), spec, origin);
+  SandboxMetrics::OfTier& metrics = metrics_.tiers[static_cast<size_t>(spec.tier()) % kTiers];
   if (made.ok()) {
     metrics.create_seconds.Observe(static_cast<double>(watch.ElapsedMicros()) / 1e6);
   } else {
@@ -223,7 +232,15 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Create(
 }
 
 absl::StatusOr<sandbox::CreateResponse> SandboxManager::Existing(
-    const journal::SandboxRecord& record, Entry* entry, const sandbox::SandboxSpec& spec) {
+    const journal::SandboxRecord& record, Entry* entry, const sandbox::SandboxSpec& spec,
+    const Origin& origin) {
+  // A Create may find what a fork made; a fork only its own.
+  if (!origin.sandbox_id.empty() &&
+      (record.forked_from() != origin.sandbox_id || record.forked_calls() != origin.calls)) {
+    return absl::FailedPreconditionError(
+        fmt::format("sandbox {} exists and is no fork of {} after {} calls; choose another id",
+                    record.id(), origin.sandbox_id, origin.calls));
+  }
   std::string difference = FirstDifference(record.spec(), RedactSpec(spec));
   if (!difference.empty()) {
     return absl::FailedPreconditionError(fmt::format(
@@ -246,7 +263,8 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Existing(
 }
 
 absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry,
-                                                             const sandbox::SandboxSpec& spec) {
+                                                             const sandbox::SandboxSpec& spec,
+                                                             const Origin& origin) {
   ASSIGN_OR_RETURN(Substrate * substrate, TierOf(spec.tier()));
   ASSIGN_OR_RETURN(sandbox::SandboxSpec resolved, ResolveBinds(spec, options_.bind_roots));
   auto full = std::make_shared<const sandbox::SandboxSpec>(std::move(resolved));
@@ -260,9 +278,16 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry,
   record.set_created_us(base::WallMicros());
   record.set_boot_id(options_.boot_id);
   record.set_placement(placement);
+  record.set_forked_from(origin.sandbox_id);
+  record.set_forked_calls(origin.calls);
+  const SandboxRef made{entry->id, full.get(), placement};
+  if (absl::Status ran = RunAll(substrate, made, origin.run_again); !ran.ok()) {
+    substrate->StopSandbox(made).IgnoreError();
+    return ran;
+  }
   base::Stopwatch watch;
   if (absl::Status written = log_->PutSandbox(record); !written.ok()) {
-    substrate->StopSandbox({entry->id, full.get(), placement}).IgnoreError();
+    substrate->StopSandbox(made).IgnoreError();
     return written;
   }
   sandbox::CreateResponse response;
@@ -358,6 +383,22 @@ absl::StatusOr<bool> SandboxManager::Stop(const std::string& id,
   }
   PruneAfter(record);
   return true;
+}
+
+absl::Status SandboxManager::Forget(const std::string& id) {
+  RETURN_IF_ERROR(Get(id).status());
+  // Its place in the table, so that nobody makes it while it goes.
+  ASSIGN_OR_RETURN(EntryPtr entry, Claim(id));
+  absl::MutexLock verb(&entry->verb);
+  ASSIGN_OR_RETURN(const journal::SandboxRecord record, log_->GetSandbox(id));
+  if (record.state() != sandbox::SANDBOX_STATE_STOPPED) {
+    return absl::FailedPreconditionError(
+        fmt::format("sandbox {} is {}: stop it before it is forgotten", id,
+                    sandbox::SandboxState_Name(record.state())));
+  }
+  const absl::Status forgotten = log_->Forget(id);
+  Drop(id);
+  return forgotten;
 }
 
 absl::Status SandboxManager::Pause(const std::string& id) { return Freeze(id, true); }

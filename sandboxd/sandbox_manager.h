@@ -57,6 +57,9 @@ class SandboxManager {
   absl::StatusOr<sandbox::ListResponse> List();
   // Refuses new calls, runs `end_calls`, removes the sandbox. False when it was stopped before.
   absl::StatusOr<bool> Stop(const std::string& id, const std::function<void()>& end_calls);
+  // Removes a stopped sandbox and its calls from the journal. NOT_FOUND; FAILED_PRECONDITION when it
+  // is not stopped, when a call of it has no result, or when a snapshot of it is kept.
+  absl::Status Forget(const std::string& id);
   absl::Status Pause(const std::string& id);
   absl::Status Resume(const std::string& id);
 
@@ -69,6 +72,12 @@ class SandboxManager {
   // Those of every sandbox, stopped ones too, that somebody asked for.
   absl::StatusOr<std::vector<sandbox::SnapshotInfo>> AllSnapshots();
   absl::StatusOr<sandbox::CreateResponse> Fork(const sandbox::ForkRequest& request, bool quiet);
+  // ---- forks from a place in the log (fork.cc)
+  // The sandbox as it was after request.at_call, from snapshots and the log alone.
+  absl::StatusOr<sandbox::CreateResponse> ForkAt(const sandbox::ForkRequest& request);
+  // The sandbox is live, its tier takes snapshots, and the last call that was begun in it is
+  // request.at_call.
+  bool IsAt(const sandbox::ForkRequest& request);
   // The state before a call that may be rolled back; none of its sandbox's calls runs. Returns the
   // snapshot's id; "" for a tier that keeps nothing between calls.
   absl::StatusOr<std::string> SnapshotBefore(const std::string& id, const std::string& call_id);
@@ -133,6 +142,13 @@ class SandboxManager {
 
   class Change;
 
+  // What a new sandbox begins as.
+  struct Origin {
+    std::string sandbox_id;  // as that one was; "" = as its image says
+    uint64_t calls = 0;      // after so many of its calls
+    std::vector<replay::CallLog::Found> run_again;
+  };
+
   EntryPtr Lookup(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<EntryPtr> Claim(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
   void Drop(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -140,9 +156,22 @@ class SandboxManager {
   // Why an id that is not in the table cannot be used.
   absl::Status Absent(const std::string& id);
   absl::Status Adopt(const replay::journal::SandboxRecord& record);
+  absl::StatusOr<sandbox::CreateResponse> CreateAs(const std::string& id,
+                                                   const sandbox::SandboxSpec& spec,
+                                                   const Origin& origin);
   absl::StatusOr<sandbox::CreateResponse> Existing(const replay::journal::SandboxRecord& record,
-                                                   Entry* entry, const sandbox::SandboxSpec& spec);
-  absl::StatusOr<sandbox::CreateResponse> Make(Entry* entry, const sandbox::SandboxSpec& spec);
+                                                   Entry* entry, const sandbox::SandboxSpec& spec,
+                                                   const Origin& origin);
+  absl::StatusOr<sandbox::CreateResponse> Make(Entry* entry, const sandbox::SandboxSpec& spec,
+                                               const Origin& origin);
+  // Runs calls of a log again in a sandbox that is nobody's yet.
+  absl::Status RunAll(Substrate* substrate, const SandboxRef& made,
+                      const std::vector<replay::CallLog::Found>& calls);
+  // Calls of the sandbox's log up to request.at_call.
+  absl::StatusOr<uint64_t> CallsUpTo(const sandbox::ForkRequest& request);
+  // The calls of another log that a sandbox began with and that are not in its image.
+  absl::StatusOr<std::vector<replay::CallLog::Found>> Inherited(
+      const replay::journal::SandboxRecord& record);
   absl::Status Reach(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
   // Changes the record, durably.
   absl::Status PutRecord(Entry* entry,

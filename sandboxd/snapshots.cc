@@ -55,17 +55,6 @@ sandbox::SnapshotInfo ToInfo(const journal::SnapshotRecord& record) {
   return info;
 }
 
-// Overrides of a fork.
-void Merge(const sandbox::ForkRequest& request, sandbox::SandboxSpec* spec) {
-  for (const sandbox::EnvVar& variable : request.env()) {
-    auto same = std::find_if(spec->mutable_env()->begin(), spec->mutable_env()->end(),
-                             [&](const auto& other) { return other.name() == variable.name(); });
-    *(same == spec->mutable_env()->end() ? spec->add_env() : &*same) = variable;
-  }
-  // Zeros are not set in proto3: what merging takes are the others.
-  spec->mutable_limits()->MergeFrom(request.limits());
-}
-
 }  // namespace
 
 absl::StatusOr<sandbox::SnapshotInfo> SandboxManager::Snapshot(

@@ -21,6 +21,9 @@ std::string FirstDifference(const sandbox::SandboxSpec& was, const sandbox::Sand
 // `record` as clients see it: secret values left out.
 sandbox::Sandbox ToSandbox(const replay::journal::SandboxRecord& record);
 
+// The overrides of a fork.
+void Merge(const sandbox::ForkRequest& request, sandbox::SandboxSpec* spec);
+
 // It can be used, now or when it is thawed.
 inline bool IsLive(sandbox::SandboxState state) {
   return state == sandbox::SANDBOX_STATE_RUNNING || state == sandbox::SANDBOX_STATE_PAUSED;

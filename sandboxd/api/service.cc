@@ -61,6 +61,10 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
       return absl::OkStatus();
     });
   }
+  UnaryReactor* Forget(Context* context, const sandbox::ForgetRequest* request,
+                       sandbox::ForgetResponse*) override {
+    return Do(context, [=, this] { return calls_->ForgetSandbox(request->sandbox_id()); });
+  }
   UnaryReactor* Pause(Context* context, const sandbox::PauseRequest* request,
                       sandbox::PauseResponse*) override {
     return Do(context, [=, this] { return sandboxes_->Pause(request->sandbox_id()); });

@@ -105,6 +105,15 @@ class SandboxClientImpl final : public SandboxClient {
       return stub_->Stop(context, request, response);
     });
   }
+  absl::Status Forget(const std::string& sandbox_id, absl::Time deadline) override {
+    sandbox::ForgetRequest request;
+    request.set_sandbox_id(sandbox_id);
+    return Unary<sandbox::ForgetResponse>(deadline,
+                                          [&](auto* context, auto* response) {
+                                            return stub_->Forget(context, request, response);
+                                          })
+        .status();
+  }
   absl::Status Pause(const std::string& sandbox_id, absl::Time deadline) override {
     sandbox::PauseRequest request;
     request.set_sandbox_id(sandbox_id);

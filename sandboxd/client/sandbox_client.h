@@ -43,6 +43,7 @@ class SandboxClient {
                                                absl::Time deadline) = 0;
   virtual absl::StatusOr<sandbox::StopResponse> Stop(const std::string& sandbox_id,
                                                      absl::Time deadline) = 0;
+  virtual absl::Status Forget(const std::string& sandbox_id, absl::Time deadline) = 0;
   virtual absl::Status Pause(const std::string& sandbox_id, absl::Time deadline) = 0;
   // A request without an id gets one here, as Create's.
   virtual absl::StatusOr<sandbox::SnapshotInfo> Snapshot(sandbox::SnapshotRequest request,

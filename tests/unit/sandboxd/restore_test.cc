@@ -200,5 +200,84 @@ TEST_F(RestoreTest, TheFirstDifferenceEndsARebuild) {
   ASSERT_TRUE(Restore({{"a", "one\n"}, {"b", "two\n"}}).ok());
 }
 
+// Plays the calls that a fork runs again.
+class ForkAtTest : public RestoreTest {
+ protected:
+  absl::StatusOr<sandbox::CreateResponse> Fork(
+      const std::string& from, const std::string& id, const std::string& at_call,
+      const std::vector<std::pair<std::string, std::string>>& plays) {
+    for (const auto& [call, out] : plays) node_.tier().Forget(call);
+    sandbox::ForkRequest request;
+    request.set_sandbox_id(from);
+    request.set_new_id(id);
+    request.set_at_call(at_call);
+    absl::StatusOr<sandbox::CreateResponse> forked;
+    std::thread caller([&] { forked = node_.calls().Fork(request); });
+    for (const auto& [call, out] : plays) {
+      node_.tier().WaitStarted(call);
+      node_.tier().Emit(call, kOut, out);
+      node_.tier().End(call);
+    }
+    caller.join();
+    return forked;
+  }
+};
+
+TEST_F(ForkAtTest, ASandboxIsMadeAsItWasAfterACallAlsoOnceItIsStopped) {
+  Ran("a", "one\n");
+  Ran("b", "two\n");
+  Ran("c", "three\n");
+  const auto live = Fork("box", "live", "b", {{"a", "one\n"}, {"b", "two\n"}});
+  ASSERT_TRUE(live.ok()) << live.status();
+  EXPECT_EQ(node_.tier().files_of("live"), "a;b;");
+  EXPECT_EQ(node_.tier().files_of("box"), "a;b;c;") << "it goes on as it was";
+  // Where it is now, its files are copied and no call runs again.
+  ASSERT_TRUE(Fork("box", "now", "c", {}).ok());
+  EXPECT_EQ(node_.tier().files_of("now"), "a;b;c;");
+  EXPECT_EQ(node_.tier().starts("c"), 1);
+  ASSERT_TRUE(node_.calls().Stop("box").ok());
+  const auto stopped = Fork("box", "stopped", "a", {{"a", "one\n"}});
+  ASSERT_TRUE(stopped.ok()) << stopped.status();
+  EXPECT_EQ(node_.tier().files_of("stopped"), "a;");
+  // The same request again is the same sandbox, another is not.
+  EXPECT_TRUE(Fork("box", "stopped", "a", {})->existed());
+  EXPECT_TRUE(absl::IsFailedPrecondition(Fork("box", "stopped", "b", {}).status()));
+  EXPECT_TRUE(absl::IsNotFound(Fork("box", "none", "unknown", {}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(Fork("live", "none", "a", {}).status()));
+}
+
+TEST_F(ForkAtTest, AForkIsForkedAndRestoredWithTheCallsThatItBeganWith) {
+  Ran("a", "one\n");
+  Ran("b", "two\n");
+  ASSERT_TRUE(node_.calls().Stop("box").ok());
+  ASSERT_TRUE(Fork("box", "fork", "a", {{"a", "one\n"}}).ok());
+  sandbox::ExecuteRequest own = Node::Request("own");
+  own.set_sandbox_id("fork");
+  auto stream = node_.calls().Execute(own);
+  node_.tier().WaitStarted("own");
+  node_.tier().Emit("own", kOut, "mine\n");
+  node_.tier().End("own");
+  EXPECT_EQ(Node::Read(stream).out, "mine\n");
+  node_.tier().WaitReleased("own");
+  ASSERT_TRUE(node_.calls().Stop("fork").ok());
+  const auto second =
+      Fork("fork", "second", "own", {{"a", "one\n"}, {"own", "mine\n"}});
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(node_.tier().files_of("second"), "a;own;");
+}
+
+TEST_F(ForkAtTest, ADifferenceOrWhatTheLogDoesNotHoldIsNoFork) {
+  Ran("a", "one\n");
+  Ran("b", "two\n");
+  const int creates = node_.tier().creates(), stops = node_.tier().stops();
+  const auto differs = Fork("box", "fork", "a", {{"a", "oNe\n"}});
+  EXPECT_THAT(std::string(differs.status().message()), HasSubstr("DIVERGED: call a: stdout"));
+  EXPECT_EQ(node_.tier().creates() - creates, node_.tier().stops() - stops);
+  EXPECT_TRUE(absl::IsNotFound(node_.sandboxes().Get("fork").status()));
+  { auto change = node_.sandboxes().BeginChange("box"); }
+  EXPECT_THAT(std::string(Fork("box", "fork", "a", {}).status().message()),
+              HasSubstr("the log does not hold"));
+}
+
 }  // namespace
 }  // namespace reprise::sandboxd

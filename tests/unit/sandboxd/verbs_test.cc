@@ -189,6 +189,30 @@ TEST_F(VerbsTest, FinishedCallsAreAnsweredWhileTheJournalRefusesWrites) {
   EXPECT_EQ(node_.sandboxes().Create(create).status(), kFull);
 }
 
+TEST_F(VerbsTest, AStoppedSandboxIsForgottenWithItsCallsAndNoOther) {
+  EXPECT_TRUE(absl::IsNotFound(node_.calls().ForgetSandbox("nobody")));
+  auto stream = Start("c");
+  EXPECT_TRUE(absl::IsFailedPrecondition(node_.calls().ForgetSandbox("box"))) << "a call runs";
+  node_.tier().Emit("c", kOut, "output");
+  node_.tier().End("c");
+  EXPECT_TRUE(Node::Read(stream).status.ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(node_.calls().ForgetSandbox("box"))) << "it is there";
+  node_.MakeBox("other");
+  ASSERT_TRUE(node_.calls().Stop("box").ok());
+  node_.log().FailWritesAfter(0, kFull);
+  EXPECT_EQ(node_.calls().ForgetSandbox("box"), kFull);
+  node_.Restart();
+  EXPECT_EQ(Node::Read(node_.calls().Attach("c")).out, "output") << "nothing went";
+  ASSERT_TRUE(node_.calls().ForgetSandbox("box").ok());
+  EXPECT_TRUE(absl::IsNotFound(node_.sandboxes().Get("box").status()));
+  EXPECT_TRUE(absl::IsNotFound(Node::Read(node_.calls().Attach("c")).status));
+  EXPECT_TRUE(absl::IsNotFound(node_.calls().ForgetSandbox("box")));
+  EXPECT_TRUE(node_.sandboxes().Get("other").ok());
+  node_.Restart();
+  EXPECT_TRUE(absl::IsNotFound(node_.sandboxes().Get("box").status()));
+  node_.MakeBox("box");
+}
+
 TEST_F(VerbsTest, ASandboxThatCannotBeWrittenDownIsRemovedAgain) {
   node_.log().FailWritesAfter(0, kFull);
   sandbox::CreateRequest create;
