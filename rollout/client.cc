@@ -118,6 +118,13 @@ class RolloutClientImpl final : public RolloutClient {
     });
   }
 
+  absl::StatusOr<wire::ForkedTrajectory> ForkTrajectory(
+      const wire::ForkTrajectoryRequest& request) override {
+    return Unary<wire::ForkedTrajectory>([&](auto* context, auto* response) {
+      return stub_->ForkTrajectory(context, request, response);
+    });
+  }
+
   void Shutdown() override {
     absl::MutexLock lock(&mutex_);
     down_ = true;

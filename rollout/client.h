@@ -48,6 +48,10 @@ class RolloutClient {
   // Waits until the stored calls have run again.
   virtual absl::StatusOr<wire::Verification> VerifyTrajectory(const std::string& trajectory_id) = 0;
 
+  // Returns when the new trajectory is in the journal, and its sandbox is as the other's was.
+  virtual absl::StatusOr<wire::ForkedTrajectory> ForkTrajectory(
+      const wire::ForkTrajectoryRequest& request) = 0;
+
   // Ends every request that waits, with CANCELLED, from any thread; the client is of no use
   // afterwards.
   virtual void Shutdown() = 0;

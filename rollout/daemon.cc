@@ -16,6 +16,7 @@
 #include "replay/trajectory_log.h"
 #include "rollout/http/http_api.h"
 #include "rollout/job_table.h"
+#include "rollout/retention.h"
 #include "rollout/sandboxd_sandboxes.h"
 #include "rollout/service.h"
 #include "sandboxd/api/listen.h"
@@ -81,13 +82,21 @@ class DaemonImpl final : public Daemon {
     // Before it is opened, which writes.
     const int64_t left_us = LastWritten(store.path);
     ASSIGN_OR_RETURN(store_, storage::Store::Open(store));
-    ASSIGN_OR_RETURN(log_, replay::TrajectoryLog::Open(store_.get()));
+    ASSIGN_OR_RETURN(log_,
+                     replay::TrajectoryLog::Open(store_.get(), options.state_dir + "/archive"));
     ASSIGN_OR_RETURN(sandboxes_, ConnectSandboxes(options.sandbox_address));
     jobs_ = std::make_unique<JobTable>(log_.get(), ToRecord(options.durability), sandboxes_.get(),
                                        EngineOptionsOf(options),
                                        SchedulerOptions{options.state_dir + "/kv", options.kv_bytes},
                                        options.parallel);
-    if (options.resume_jobs) RETURN_IF_ERROR(jobs_->ResumeAll(left_us));
+    RETURN_IF_ERROR(CheckRetention(options.retention));
+    if (options.resume_jobs) {
+      RETURN_IF_ERROR(jobs_->ResumeAll(left_us));
+      RetentionOptions retention = options.retention;
+      if (retention.export_dir.empty()) retention.export_dir = options.state_dir + "/exported";
+      retention_ = std::make_unique<Retainer>(std::move(retention), jobs_.get(), log_.get(),
+                                              sandboxes_.get());
+    }
     RETURN_IF_ERROR(Listen(options.listen));
     return ListenHttp(options);
   }
@@ -147,6 +156,7 @@ class DaemonImpl final : public Daemon {
   std::unique_ptr<replay::TrajectoryLog> log_;
   std::unique_ptr<Sandboxes> sandboxes_;
   std::unique_ptr<JobTable> jobs_;
+  std::unique_ptr<Retainer> retention_;
   std::unique_ptr<wire::RolloutService::Service> service_;
   std::list<sandboxd::UnixListener> sockets_;
   std::unique_ptr<grpc::Server> server_;

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "engine/parallel/parallel_engine.h"
+#include "rollout/retention_options.h"
 #include "storage/store.h"
 
 namespace reprise::rollout {
@@ -26,6 +27,7 @@ struct DaemonOptions {
   engine::PrefixDiskOptions prefix_disk;  // a directory in it for each model
   bool resume_jobs =
       true;  // false: journals are read and jobs' states set, nothing runs on its own
+  RetentionOptions retention;         // of ended trajectories; runs with resume_jobs
   std::string http;                   // HOST:PORT of the HTTP port; "" = none
   std::string http_cert, http_key;    // PEM files for TLS on it; both or none
   std::string token_file;             // bearer token that its clients must show

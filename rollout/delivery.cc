@@ -9,7 +9,8 @@ namespace reprise::rollout {
 
 Delivery::Job* Delivery::JobOf(const JobRun& run) {
   absl::MutexLock lock(&mutex_);
-  std::unique_ptr<Job>& job = jobs_[run.id()];
+  // A job that was forgotten leaves its id to another.
+  std::unique_ptr<Job>& job = jobs_[{run.id(), run.record().submitted_us()}];
   if (job == nullptr) job = std::make_unique<Job>();
   return job.get();
 }
@@ -30,15 +31,23 @@ Delivery::Place Delivery::PlaceLocked(const JobRun& run, size_t position, const 
   if (run.IsDropped(position)) return Place::kDropped;
   auto known = job.groups.find(run.group_at(position));
   if (known == job.groups.end()) {
+    bool gone = false;
     for (size_t sample = 0; sample < run.group_size(); ++sample) {
-      if (!run.IsSealed(position * run.group_size() + sample)) return Place::kPending;
+      const size_t place = position * run.group_size() + sample;
+      if (!run.IsWhole(place)) return Place::kPending;
+      gone = gone || run.summary(place).dropped;
     }
-    return Place::kReady;
+    return gone ? Place::kDropped : Place::kReady;
   }
   if (known->second.acknowledged_us() != 0) return Place::kAcknowledged;
   // A clock that was set back makes no lease longer than the longest.
   int64_t left_us = known->second.lease_until_us() - now_us_();
-  return left_us > 0 && left_us <= kMaxLeaseMs * 1000 ? Place::kLeased : Place::kReady;
+  if (left_us > 0 && left_us <= kMaxLeaseMs * 1000) return Place::kLeased;
+  // It came back, and may have got a fork since then.
+  for (size_t sample = 0; sample < run.group_size(); ++sample) {
+    if (!run.IsWhole(position * run.group_size() + sample)) return Place::kPending;
+  }
+  return Place::kReady;
 }
 
 absl::StatusOr<std::vector<Delivery::Lease>> Delivery::Take(const JobRun& run, uint32_t max_groups,
@@ -114,6 +123,13 @@ absl::Status Delivery::Settle(const JobRun& run, const std::vector<Fence>& fence
   for (journal::Delivery& delivery : written) job->groups[delivery.group()] = delivery;
   if (acknowledge) run.NoteAcknowledged(written.size());
   return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Delivery::IsLeased(const JobRun& run, size_t position) {
+  Job* job = JobOf(run);
+  absl::MutexLock lock(&job->mutex);
+  RETURN_IF_ERROR(ReadLocked(run, job));
+  return PlaceLocked(run, position, *job) == Place::kLeased;
 }
 
 absl::StatusOr<Delivery::Counts> Delivery::Count(const JobRun& run) {

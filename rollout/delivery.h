@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -59,6 +60,8 @@ class Delivery {
     uint32_t pending = 0, ready = 0, leased = 0, acknowledged = 0, dropped = 0;
   };
   absl::StatusOr<Counts> Count(const JobRun& run);
+  // Whether somebody has the group at `position` and has not settled it.
+  absl::StatusOr<bool> IsLeased(const JobRun& run, size_t position);
 
  private:
   struct Job {
@@ -77,7 +80,8 @@ class Delivery {
   replay::TrajectoryLog* const log_;
   const std::function<int64_t()> now_us_;
   absl::Mutex mutex_;
-  std::map<std::string, std::unique_ptr<Job>> jobs_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::pair<std::string, int64_t>, std::unique_ptr<Job>> jobs_
+      ABSL_GUARDED_BY(mutex_);  // by id and time of submission
 };
 
 }  // namespace reprise::rollout

@@ -33,9 +33,15 @@ std::string Line(std::string_view text, size_t max_shown = kMaxShown) {
 std::string Describe(const journal::TrajectoryEntry& entry) {
   switch (entry.entry_case()) {
     case journal::TrajectoryEntry::kStart:
-      return fmt::format("start    task {} group {} sample {} seed {} prompt {} tokens",
-                         entry.start().task_id(), entry.start().group(), entry.start().sample(),
-                         entry.start().seed(), entry.start().prompt_ids_size());
+      return fmt::format(
+          "start    task {} group {} sample {} seed {} prompt {} tokens{}", entry.start().task_id(),
+          entry.start().group(), entry.start().sample(), entry.start().seed(),
+          entry.start().prompt_ids_size(),
+          entry.start().has_fork()
+              ? fmt::format(", branched from {} at step {}, {} tokens shared",
+                            entry.start().fork().parent_id(), entry.start().fork().at_step(),
+                            entry.start().fork().shared_tokens())
+              : "");
     case journal::TrajectoryEntry::kFed:
       return fmt::format("fed      @{} {} tokens for {}", entry.fed().position(),
                          entry.fed().ids_size(), fmt::join(entry.fed().call_ids(), " "));

@@ -43,6 +43,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   rollout.prefix_disk = options.prefix_disk;
   rollout.kv_bytes = options.kv_bytes;
   rollout.parallel = options.parallel;
+  rollout.retention = options.retention;
   rollout.http = options.http;
   rollout.token_file = options.token_file;
   rollout.models = options.models;

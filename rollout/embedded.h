@@ -30,6 +30,7 @@ struct EmbeddedOptions {
   engine::ParallelOptions parallel;       // likewise
   int64_t kv_bytes = 0;                   // likewise
   engine::PrefixDiskOptions prefix_disk;  // likewise
+  RetentionOptions retention;             // likewise
 };
 
 class Embedded {

@@ -24,6 +24,12 @@ std::string AttemptId(std::string_view trajectory_id, uint32_t attempt);
 uint32_t AttemptOf(std::string_view trajectory_id);
 // <trajectory>.<branch>: the log of a branch of an external trajectory; branch 0 is the trajectory's.
 std::string BranchId(std::string_view trajectory_id, uint32_t branch);
+// <trajectory>.f<number>: one that branched from a log of this sample.
+std::string ForkId(std::string_view trajectory_id, uint32_t number);
+// The number that an id of ForkId names; 0 for any other.
+uint32_t ForkNumberOf(std::string_view trajectory_id);
+// The trajectory of an id of CallId.
+std::string TrajectoryOfCall(std::string_view call_id);
 // One sandbox a trajectory, under its own id.
 std::string SandboxId(std::string_view trajectory_id);
 // <trajectory>.judge: the sandbox that a reward command has for itself.
@@ -38,6 +44,9 @@ std::string RewardCallId(std::string_view trajectory_id);
 // A fresh attempt: "reprise.seed.v1.attempt\n" attempt "\n" job_seed "\n" ... instead.
 uint64_t TrajectorySeed(uint64_t job_seed, std::string_view task_id, uint32_t sample,
                         uint32_t attempt = 0);
+
+// Of a fork: "reprise.seed.v1.fork\n" number "\n" job_seed "\n" ... instead.
+uint64_t ForkSeed(uint64_t job_seed, std::string_view task_id, uint32_t sample, uint32_t number);
 
 // SHA-256 (raw) over the engine's digest and the version of the chat template.
 std::string LogEngineDigest(std::string_view engine_digest);

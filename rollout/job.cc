@@ -112,6 +112,11 @@ void ReadTop(Fields& fields, const std::string& directory, const std::string& jo
   auto effort = engine::ParseEffort(fields.OneOf("effort", {"none", "high", "max"}, "none"));
   if (effort.ok()) job->effort = *effort;
   ReadOnInvalid(fields, job);
+  const std::string retention =
+      fields.OneOf("retention", {"daemon", "keep", "export", "drop"}, "daemon");
+  if (retention == "keep") job->retention = Retention::kKeep;
+  if (retention == "export") job->retention = Retention::kExport;
+  if (retention == "drop") job->retention = Retention::kDrop;
 }
 
 void ReadSampling(Fields& fields, JobSpec* job) {

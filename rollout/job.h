@@ -35,6 +35,15 @@ struct WeightsPolicy {
   int64_t max_staleness = -1;  // ended where their first token is more versions old; -1 = no bound
 };
 
+// What becomes of a trajectory in a file of its own, once nobody may still ask for it and it is old
+// enough, or the files take too much room.
+enum class Retention {
+  kDaemon,  // as the daemon was started
+  kKeep,    // the file stays
+  kExport,  // its record goes to the daemon's directory for them, then it is dropped
+  kDrop     // it is forgotten
+};
+
 // What becomes of a group with a sample that cannot be used: it is delivered with that sample marked
 // as invalid, it is delivered to nobody, or a fresh sample stands for it.
 enum class OnInvalid { kMask, kDropGroup, kReplace };
@@ -105,6 +114,7 @@ struct JobSpec {
   bool advantage = false;
   int32_t kept_ids = 0;  // most ids a token that are recorded of what it was drawn from; 0 = none
   WeightsPolicy weights;
+  Retention retention = Retention::kDaemon;
 
   std::vector<Tool> tools;
   std::vector<Task> tasks;  // those that are used

@@ -23,6 +23,8 @@ Summary Summarize(const replay::TrajectoryState& state) {
     out.has_reward = state.reward->has_value();
     out.reward = state.reward->value();
   }
+  out.parent_id = state.start.fork().parent_id();
+  out.at_step = state.start.fork().at_step();
   if (state.sealed) {
     out.status = state.sealed->status();
     out.stop_reason = state.sealed->stop_reason();
@@ -34,6 +36,50 @@ Summary Summarize(const replay::TrajectoryState& state) {
     out.status = "running";
   }
   return out;
+}
+
+journal::TrajectorySummary ToRecord(const replay::TrajectoryState& state) {
+  const Summary summary = Summarize(state);
+  journal::TrajectorySummary record;
+  record.set_task_id(summary.task_id);
+  record.set_status(summary.status);
+  record.set_stop_reason(summary.stop_reason);
+  record.set_tokens(summary.tokens);
+  record.set_sampled(summary.sampled);
+  record.set_prompt(summary.prompt);
+  record.set_calls(summary.calls);
+  record.set_has_reward(summary.has_reward);
+  record.set_reward(summary.reward);
+  record.set_valid(summary.valid);
+  record.set_retriable(summary.retriable);
+  record.set_sealed_us(summary.sealed_us);
+  record.set_group(state.start.group());
+  record.set_sample(state.start.sample());
+  if (state.start.has_external()) *record.mutable_external() = state.start.external();
+  if (state.start.has_fork()) *record.mutable_fork() = state.start.fork();
+  return record;
+}
+
+Summary FromHead(const journal::TrajectoryHead& head) {
+  const journal::TrajectorySummary& record = head.summary();
+  Summary summary;
+  summary.task_id = record.task_id();
+  summary.status = record.status();
+  summary.stop_reason = record.stop_reason();
+  summary.tokens = record.tokens();
+  summary.sampled = record.sampled();
+  summary.prompt = record.prompt();
+  summary.calls = record.calls();
+  summary.has_reward = record.has_reward();
+  summary.reward = record.reward();
+  summary.failed = !summary.has_reward;
+  summary.valid = record.valid();
+  summary.retriable = record.retriable();
+  summary.sealed_us = record.sealed_us();
+  summary.dropped = head.dropped_us() != 0;
+  summary.parent_id = record.fork().parent_id();
+  summary.at_step = record.fork().at_step();
+  return summary;
 }
 
 std::string StateName(journal::JobState state) {
@@ -88,13 +134,18 @@ absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
     NoteAcknowledged(delivery.acknowledged_us() != 0 ? 1 : 0);
   for (size_t i = 0; i < size();) {
     const std::string id = trajectory_id(i);
-    auto entries = log->Read(id);
-    if (absl::IsNotFound(entries.status())) {
+    const absl::StatusOr<journal::TrajectoryHead> head = log->Head(id);
+    if (absl::IsNotFound(head.status())) {
       ++i;
       continue;
     }
-    RETURN_IF_ERROR(entries.status());
-    auto state = replay::Fold(*entries);
+    RETURN_IF_ERROR(head.status());
+    if (head->has_summary()) {
+      if (Seal(i, FromHead(*head)) != After::kReplaced) ++i;
+      continue;
+    }
+    ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log->Read(id));
+    auto state = replay::Fold(entries);
     if (!state.ok()) {
       return absl::Status(
           state.status().code(),
@@ -108,6 +159,104 @@ absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
     }
     ++i;
   }
+  return spec_ == nullptr ? absl::OkStatus() : ReadForkLogs(log);
+}
+
+absl::Status JobRun::ReadForkLogs(replay::TrajectoryLog* log) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> ids, log->List(id_));
+  for (const std::string& id : ids) {
+    if (ForkNumberOf(id) == 0) continue;
+    ASSIGN_OR_RETURN(const journal::TrajectoryHead head, log->Head(id));
+    journal::TrajectoryStart start;
+    std::optional<replay::TrajectoryState> state;
+    if (head.has_summary()) {
+      start.set_group(head.summary().group());
+      start.set_sample(head.summary().sample());
+      *start.mutable_fork() = head.summary().fork();
+    } else {
+      ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log->Read(id));
+      auto folded = replay::Fold(entries);
+      if (!folded.ok()) {
+        return absl::Status(folded.status().code(),
+                            fmt::format("trajectory {}: {}", id, Message(folded.status())));
+      }
+      state = *std::move(folded);
+      start = state->start;
+    }
+    start.set_trajectory_id(id);
+    const uint32_t first = spec_->tasks.empty() ? 0 : spec_->tasks[0].group;
+    if (start.group() < first || start.group() - first >= groups() ||
+        start.sample() >= group_size_) {
+      return absl::DataLossError(fmt::format("trajectory {} has no place in job {}", id, id_));
+    }
+    const size_t index = AddFork(start);
+    if (!state.has_value()) {
+      Seal(index, FromHead(head));
+    } else if (state->sealed) {
+      Seal(index, Summarize(*state));
+    } else {
+      Update(index, Summarize(*state));
+      unfinished_.emplace(index, *std::move(state));
+    }
+  }
+  return absl::OkStatus();
+}
+
+size_t JobRun::AddFork(const journal::TrajectoryStart& start) {
+  absl::MutexLock lock(&mutex_);
+  const size_t position = start.group() - spec_->tasks[0].group;
+  fork_places_.push_back(position * group_size_ + start.sample());
+  trajectory_ids_.push_back(start.trajectory_id());
+  attempts_.push_back(0);
+  summaries_.emplace_back();
+  ++version_;
+  return trajectory_ids_.size() - 1;
+}
+
+uint32_t JobRun::NextForkNumber(size_t place) const {
+  absl::MutexLock lock(&mutex_);
+  uint32_t next = 1;
+  const size_t places = PlacesLocked();
+  for (size_t i = 0; i < fork_places_.size(); ++i) {
+    if (fork_places_[i] == place)
+      next = std::max(next, ForkNumberOf(trajectory_ids_[places + i]) + 1);
+  }
+  return next;
+}
+
+size_t JobRun::all() const {
+  absl::MutexLock lock(&mutex_);
+  return trajectory_ids_.size();
+}
+
+size_t JobRun::place_of(size_t index) const {
+  absl::MutexLock lock(&mutex_);
+  const size_t places = PlacesLocked();
+  return index < places ? index : fork_places_[index - places];
+}
+
+bool JobRun::IsWhole(size_t place) const {
+  absl::MutexLock lock(&mutex_);
+  if (!summaries_[place].sealed) return false;
+  const size_t places = PlacesLocked();
+  for (size_t i = 0; i < fork_places_.size(); ++i) {
+    if (fork_places_[i] == place && !summaries_[places + i].sealed) return false;
+  }
+  return true;
+}
+
+absl::Status JobRun::Reopen(replay::TrajectoryLog* log) {
+  absl::MutexLock transition(&transition_);
+  journal::JobRecord record = this->record();
+  if (record.state() != journal::JOB_STATE_COMPLETED) {
+    return absl::FailedPreconditionError(
+        fmt::format("job {} is {}", id_, StateName(record.state())));
+  }
+  record.set_state(journal::JOB_STATE_RUNNING);
+  RETURN_IF_ERROR(log->PutJob(record));
+  absl::MutexLock lock(&mutex_);
+  record_ = std::move(record);
+  ++version_;
   return absl::OkStatus();
 }
 
@@ -181,9 +330,17 @@ bool JobRun::IsSealed(size_t index) const {
   return summaries_[index].sealed;
 }
 
+void JobRun::Dropped(size_t index) {
+  absl::MutexLock lock(&mutex_);
+  summaries_[index].dropped = true;
+  ++version_;
+}
+
 JobRun::After JobRun::Seal(size_t index, Summary summary) {
   absl::MutexLock lock(&mutex_);
-  const OnInvalid policy = spec_ == nullptr ? OnInvalid::kMask : spec_->on_invalid;
+  // A fork stands, whatever became of it.
+  const bool fork = index >= PlacesLocked();
+  const OnInvalid policy = spec_ == nullptr || fork ? OnInvalid::kMask : spec_->on_invalid;
   const size_t group = index / group_size_;
   After after = After::kStands;
   if (policy != OnInvalid::kMask && !summary.valid) {

@@ -39,8 +39,14 @@ struct Summary {
   bool valid = true, retriable = false;  // once sealed, as of replay::IsValid and IsRetriable
   bool sealed = false;  // and durable
   int64_t sealed_us = 0;
+  bool dropped = false;   // its log is gone by the retention policy
+  std::string parent_id;  // of a fork
+  uint32_t at_step = 0;   // likewise: assistant turns that both have
 };
 Summary Summarize(const replay::TrajectoryState& state);
+// As the head of a compacted trajectory has it, and back.
+journal::TrajectorySummary ToRecord(const replay::TrajectoryState& state);
+Summary FromHead(const journal::TrajectoryHead& head);
 
 // "running", "paused", ...
 std::string StateName(journal::JobState state);
@@ -71,10 +77,19 @@ class JobRun {
   void set_tokenizer(const engine::Tokenizer* tokenizer) { tokenizer_ = tokenizer; }
   bool external() const { return external_; }
 
-  // Trajectories, by index: group-major.
+  // Trajectories, by index: group-major. Behind these places come forks, up to all().
   size_t size() const;
+  size_t all() const;
   std::string trajectory_id(size_t index) const;
-  // The logs that are its records: its own, and one for each branch of an external trajectory.
+  size_t place_of(size_t index) const;  // the sample that a fork branched at; else the index
+  size_t position_of(size_t index) const { return place_of(index) / group_size_; }  // its group's
+  // What a fork becomes as one of this job's, not sealed; returns its index.
+  size_t AddFork(const journal::TrajectoryStart& start);
+  uint32_t NextForkNumber(size_t place) const;  // above those that were added
+  // The trajectory at a place is sealed, with all its forks.
+  bool IsWhole(size_t place) const;
+  // The logs that are its records: its own, one for each branch of an external trajectory, and
+  // those of its forks.
   std::vector<std::string> record_ids(size_t index) const;
   size_t groups() const;
   uint32_t group_size() const { return group_size_; }
@@ -99,10 +114,14 @@ class JobRun {
   // FAILED_PRECONDITION for a job that has ended, or that is already in that state.
   absl::Status SetState(replay::TrajectoryLog* log, journal::JobState state,
                         const std::string& message);
+  // Makes a completed job a running one again, because it gets another trajectory.
+  absl::Status Reopen(replay::TrajectoryLog* log);
 
   void Update(size_t index, Summary summary);
   Summary summary(size_t index) const;
   bool IsSealed(size_t index) const;  // summary(index).sealed
+  // The log of the trajectory at `index` is gone by the retention policy.
+  void Dropped(size_t index);
   // The trajectory at `index` is sealed and durable, and `summary` is of it. What follows is a
   // function of the logs alone, so that a restart comes to the same.
   enum class After {
@@ -143,6 +162,10 @@ class JobRun {
 
  private:
   absl::Status ReadExternalLogs(replay::TrajectoryLog* log);
+  absl::Status ReadForkLogs(replay::TrajectoryLog* log);
+  size_t PlacesLocked() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    return spec_ != nullptr ? spec_->trajectories() : trajectory_ids_.size();
+  }
   void NameGroupLocked(uint32_t ordinal, const std::string& name)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CountLocked(const Summary& summary, int sign) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -163,6 +186,7 @@ class JobRun {
   std::vector<Summary> summaries_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint32_t> attempts_ ABSL_GUARDED_BY(mutex_);  // of a job with a spec
   std::set<size_t> dropped_ ABSL_GUARDED_BY(mutex_);        // groups, by position
+  std::vector<size_t> fork_places_ ABSL_GUARDED_BY(mutex_);  // of the indices behind the places
   uint32_t replaced_ ABSL_GUARDED_BY(mutex_) = 0;
   // Of an external job.
   std::map<std::string, uint32_t> group_ordinals_ ABSL_GUARDED_BY(mutex_);

@@ -14,7 +14,7 @@ namespace reprise::rollout {
 
 size_t JobRun::size() const {
   absl::MutexLock lock(&mutex_);
-  return trajectory_ids_.size();
+  return PlacesLocked();
 }
 
 std::string JobRun::trajectory_id(size_t index) const {
@@ -28,12 +28,16 @@ std::vector<std::string> JobRun::record_ids(size_t index) const {
   const uint32_t branches = external_ ? branches_[index] : 1;
   for (uint32_t branch = 1; branch < branches; ++branch)
     ids.push_back(BranchId(trajectory_ids_[index], branch));
+  const size_t places = PlacesLocked();
+  for (size_t i = 0; i < fork_places_.size(); ++i) {
+    if (fork_places_[i] == index) ids.push_back(trajectory_ids_[places + i]);
+  }
   return ids;
 }
 
 size_t JobRun::groups() const {
   absl::MutexLock lock(&mutex_);
-  return trajectory_ids_.size() / group_size_;
+  return PlacesLocked() / group_size_;
 }
 
 uint32_t JobRun::group_at(size_t position) const {
@@ -99,13 +103,26 @@ std::pair<std::string, uint32_t> JobRun::AddBranch(size_t index) {
 absl::Status JobRun::ReadExternalLogs(replay::TrajectoryLog* log) {
   ASSIGN_OR_RETURN(const std::vector<std::string> ids, log->List(id_));
   for (const std::string& id : ids) {
-    ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log->Read(id));
-    auto state = replay::Fold(entries);
-    if (!state.ok()) {
-      return absl::Status(state.status().code(),
-                          fmt::format("trajectory {}: {}", id, Message(state.status())));
+    ASSIGN_OR_RETURN(const journal::TrajectoryHead head, log->Head(id));
+    Summary summary;
+    journal::TrajectoryStart start;  // what says where its place is
+    if (head.has_summary()) {
+      summary = FromHead(head);
+      summary.sealed = true;
+      start.set_group(head.summary().group());
+      start.set_sample(head.summary().sample());
+      *start.mutable_external() = head.summary().external();
+    } else {
+      ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log->Read(id));
+      auto state = replay::Fold(entries);
+      if (!state.ok()) {
+        return absl::Status(state.status().code(),
+                            fmt::format("trajectory {}: {}", id, Message(state.status())));
+      }
+      start = state->start;
+      summary = Summarize(*state);
+      summary.sealed = state->sealed.has_value();
     }
-    const journal::TrajectoryStart& start = state->start;
     const journal::ExternalStart& external = start.external();
     if (start.sample() >= group_size_ || start.group() >= kMaxGroups || external.name().empty())
       return absl::DataLossError(fmt::format("trajectory {} has no place in job {}", id, id_));
@@ -117,8 +134,6 @@ absl::Status JobRun::ReadExternalLogs(replay::TrajectoryLog* log) {
       branches_[index] = std::max(branches_[index], external.branch() + 1);
     }
     if (external.branch() != 0) continue;
-    Summary summary = Summarize(*state);
-    summary.sealed = state->sealed.has_value();
     Update(index, std::move(summary));
   }
   return absl::OkStatus();

@@ -8,6 +8,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 
@@ -315,6 +316,61 @@ absl::Status JobTable::Cancel(const std::string& job_id) {
   // there.
   auto started = StartLocked(entry->run->record());
   if (started.ok()) *entry = *std::move(started);
+  return absl::OkStatus();
+}
+
+absl::Status JobTable::AddFork(const std::string& job_id,
+                               std::vector<journal::TrajectoryEntry> entries) {
+  ASSIGN_OR_RETURN(replay::TrajectoryState folded, replay::Fold(entries));
+  const std::string id = folded.start.trajectory_id();
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(Entry * entry, FindLocked(job_id));
+  if (log_->Head(id).ok())
+    return absl::AlreadyExistsError(fmt::format("there is a trajectory {} already", id));
+  const std::shared_ptr<JobRun> run = entry->run;
+  auto append = [&] {
+    std::vector<replay::TrajectoryLog::Append> appends;
+    for (journal::TrajectoryEntry& each : entries)
+      appends.push_back({id, appends.size(), std::move(each)});
+    return log_->AppendAll(std::move(appends));
+  };
+  if (entry->scheduler != nullptr &&
+      (run->Is(journal::JOB_STATE_RUNNING) || run->Is(journal::JOB_STATE_PAUSED))) {
+    ASSIGN_OR_RETURN(const Scheduler::HeldWeights weights, entry->scheduler->WeightsOf(id, folded));
+    const std::optional<size_t> index = entry->scheduler->HoldForFork(run, folded.start);
+    if (index.has_value()) {
+      RETURN_IF_ERROR(append());
+      // Where the job failed meanwhile, its resumption goes on with what is in the log.
+      entry->scheduler->TakeFork(run, *index, std::move(folded), weights);
+      return absl::OkStatus();
+    }
+  }
+  // It has ended: first it runs again, then it has something to do. A death between the two ends it
+  // once more.
+  RETURN_IF_ERROR(run->Reopen(log_));
+  base::FailPoint("fork.reopened");
+  RETURN_IF_ERROR(append());
+  base::FailPoint("fork.logged");
+  auto started = StartLocked(run->record());
+  if (!started.ok()) {
+    absl::Status written =
+        run->SetState(log_, journal::JOB_STATE_FAILED, Message(started.status()));
+    return written.ok() ? started.status() : written;
+  }
+  *entry = *std::move(started);
+  return absl::OkStatus();
+}
+
+absl::Status JobTable::Forget(const std::string& job_id) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(Entry * entry, FindLocked(job_id));
+  const journal::JobState state = entry->run->state();
+  if (state != journal::JOB_STATE_COMPLETED && state != journal::JOB_STATE_CANCELLED) {
+    return absl::FailedPreconditionError(
+        fmt::format("job {} is {}: it may go on", job_id, StateName(state)));
+  }
+  RETURN_IF_ERROR(log_->ForgetJob(job_id));
+  jobs_.erase(job_id);
   return absl::OkStatus();
 }
 

@@ -48,6 +48,13 @@ class JobTable {
   absl::Status Cancel(const std::string& job_id);
   // Groups of a job were acknowledged: it may begin others.
   void OnAcknowledged(const std::string& job_id);
+  // Takes one more trajectory of a job, whose log begins with `entries`: durable on return, and the
+  // job goes on with it; one that is completed runs again. FAILED_PRECONDITION for a job in another
+  // state than running, paused or completed; ALREADY_EXISTS.
+  absl::Status AddFork(const std::string& job_id, std::vector<journal::TrajectoryEntry> entries);
+  // Forgets a job that has ended and whose trajectories are all dropped: its id may be used again.
+  // FAILED_PRECONDITION for any other.
+  absl::Status Forget(const std::string& job_id);
   // The job that agents outside drive under this id, made when there is none. `group_size`: 0 = what
   // it has, or 1. FAILED_PRECONDITION
   // when the id stands for another kind of job, another model or another group size.

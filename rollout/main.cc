@@ -12,6 +12,7 @@
 #include "engine/parallel/rank_options.h"
 #include "rollout/daemon.h"
 #include "rollout/kv_options.h"
+#include "rollout/retention_flags.h"
 #include "rollout/run_job.h"
 #include "rollout/text.h"
 
@@ -54,6 +55,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   reprise::engine::AddRankOptions(app, options.parallel);
   reprise::rollout::AddKvOptions(app, options.kv_bytes, options.prefix_disk);
+  reprise::rollout::AddRetentionFlags(app, options.retention);
   app.add_option("--http", options.http,
                  "HOST:PORT for HTTP clients (OpenAI's API, SGLang's /generate); default: none");
   app.add_option("--http-cert", options.http_cert, "certificate chain (PEM) for TLS on --http");

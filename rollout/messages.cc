@@ -17,6 +17,15 @@ std::string Dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
+// The id that a call of a turn got: a fork shares the calls of another trajectory.
+std::string IdOf(const TrajectoryState& state, const Segment& segment, size_t index) {
+  size_t at = 0;
+  for (const replay::CallState& call : state.calls) {
+    if (call.issued.span_end() == segment.end && at++ == index) return call.issued.call_id();
+  }
+  return CallId(state.start.trajectory_id(), segment.turn, static_cast<uint32_t>(index));
+}
+
 // One assistant turn as a message, with the calls that it made under the ids that they got.
 Json AssistantMessage(const TrajectoryState& state, const Segment& segment,
                       const engine::Tokenizer& tokenizer, engine::ThinkingMode mode) {
@@ -27,7 +36,7 @@ Json AssistantMessage(const TrajectoryState& state, const Segment& segment,
   for (size_t i = 0; i < turn.tool_calls.size(); ++i) {
     const engine::ToolCall& call = turn.tool_calls[i];
     message["tool_calls"].push_back(
-        {{"id", CallId(state.start.trajectory_id(), segment.turn, static_cast<uint32_t>(i))},
+        {{"id", IdOf(state, segment, i)},
          {"type", "function"},
          {"function", {{"name", call.name}, {"arguments", call.arguments_json}}}});
   }

@@ -100,6 +100,16 @@ absl::StatusOr<std::string> ExportRecord(const TrajectoryState& state, const Job
   context.min_p = spec->min_p;
   context.with_advantage = spec->advantage;
   if (spec->advantage) context.advantage = AdvantageOf(state, run);
+  const size_t place =
+      (task->group - spec->tasks[0].group) * run.group_size() + state.start.sample();
+  const size_t records = run.record_ids(place).size();
+  const bool stands =
+      state.start.has_fork() || run.trajectory_id(place) == state.start.trajectory_id();
+  if (stands && records > 1) {
+    context.rollout_id = run.trajectory_id(place);
+    context.branch = state.start.fork().number();
+    context.n_branches = static_cast<uint32_t>(records);
+  }
   context.messages_json = MessagesJson(state, *task, *run.tokenizer(), spec->mode);
   return replay::ExportRecordJson(state, context);
 }

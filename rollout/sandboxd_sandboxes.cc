@@ -35,6 +35,20 @@ class SandboxdSandboxes final : public Sandboxes {
     return client_->Stop(id, absl::Now() + kSandboxPatience).status();
   }
 
+  absl::Status Fork(const std::string& from, const std::string& id,
+                    const std::string& at_call) override {
+    sandbox::ForkRequest request;
+    request.set_sandbox_id(from);
+    request.set_new_id(id);
+    request.set_at_call(at_call);
+    return client_->Fork(std::move(request), absl::Now() + kSandboxPatience).status();
+  }
+
+  absl::Status Forget(const std::string& id) override {
+    const absl::Status forgotten = client_->Forget(id, absl::Now() + kSandboxPatience);
+    return absl::IsNotFound(forgotten) ? absl::OkStatus() : forgotten;
+  }
+
   absl::Status Pause(const std::string& id) override {
     return client_->Pause(id, absl::Now() + kSandboxPatience);
   }

@@ -29,6 +29,13 @@ class Sandboxes {
   // Runs the request to its end, or gives the recorded result of its call_id.
   virtual absl::StatusOr<CallOutput> Execute(const sandbox::ExecuteRequest& request) = 0;
   virtual absl::Status Stop(const std::string& id) = 0;
+  // Makes `id` as another one was after its call `at_call`, unless it is there already.
+  // FAILED_PRECONDITION "DIVERGED: ..." when a call that was run again gave another result.
+  virtual absl::Status Fork(const std::string& from, const std::string& id,
+                            const std::string& at_call) = 0;
+  // Forgets a stopped one with its calls, for ever. OK when there is none; FAILED_PRECONDITION when
+  // it is not stopped, or when snapshots of it are kept.
+  virtual absl::Status Forget(const std::string& id) = 0;
   // Takes it off the processors until the next request to it. UNIMPLEMENTED where its tier cannot.
   virtual absl::Status Pause(const std::string& id) = 0;
   virtual void Shutdown() = 0;

@@ -24,6 +24,16 @@ engine::SamplingParams SamplingOf(const Plan& plan) {
           .kept_max = plan.job->kept_ids};
 }
 
+// Of a trajectory that has a log, which begins with `start`.
+Plan PlanOf(const JobRun& job, size_t index, const journal::TrajectoryStart& start) {
+  Plan plan = MakePlan(*job.spec(), job.place_of(index), job.attempt(index));
+  if (start.has_fork()) {
+    plan.id = start.trajectory_id();
+    plan.seed = start.seed();
+  }
+  return plan;
+}
+
 }  // namespace
 
 Scheduler::Scheduler(std::unique_ptr<engine::Engine> engine, const std::string& model,
@@ -70,7 +80,7 @@ void Scheduler::Add(std::shared_ptr<JobRun> job, HeldWeights weights) {
     auto unfinished = std::move(job->unfinished());
     job->unfinished().clear();
     for (auto& [index, state] : unfinished) {
-      Takeover(active.get(), index, std::move(state), weights);
+      Takeover(active.get(), index, std::move(state), weights, /*resumed=*/true);
     }
     const auto after = std::find_if(jobs_.begin(), jobs_.end(), [&](const auto& other) {
       return other->job->spec()->priority < active->job->spec()->priority;
@@ -126,11 +136,11 @@ void Scheduler::HandleEvents(bool wait) {
 }
 
 void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryState state,
-                         const HeldWeights& weights) {
+                         const HeldWeights& weights, bool resumed) {
   auto live = std::make_shared<Live>();
   live->job = active->job;
   live->index = index;
-  live->plan = MakePlan(*active->job->spec(), index, active->job->attempt(index));
+  live->plan = PlanOf(*active->job, index, state.start);
   live->state = std::move(state);
   live->durable = live->state.entries;
   live->logged = live->state.tokens.size();
@@ -139,22 +149,54 @@ void Scheduler::Takeover(ActiveJob* active, size_t index, replay::TrajectoryStat
   live->sampling = SamplingOf(live->plan);
   Enter(live);
   ++active->in_flight;
-  ++active->job->resumed;
-  journal::TrajectoryEntry entry;
-  journal::Resumed* resumed = entry.mutable_resumed();
-  resumed->set_at_token(live->state.tokens.size());
-  resumed->set_cause("restart");
-  resumed->set_prefill_tokens(live->state.tokens.size());
-  resumed->set_resumed_us(base::WallMicros());
-  if (live->job->left_us > 0)
-    resumed->set_gap_us(std::max<int64_t>(resumed->resumed_us() - live->job->left_us, 0));
-  Write(live, std::move(entry));
+  if (resumed) {
+    ++active->job->resumed;
+    journal::TrajectoryEntry entry;
+    journal::Resumed* mark = entry.mutable_resumed();
+    mark->set_at_token(live->state.tokens.size());
+    mark->set_cause("restart");
+    mark->set_prefill_tokens(live->state.tokens.size());
+    mark->set_resumed_us(base::WallMicros());
+    if (live->job->left_us > 0)
+      mark->set_gap_us(std::max<int64_t>(mark->resumed_us() - live->job->left_us, 0));
+    Write(live, std::move(entry));
+  }
   for (const replay::KvSpan& span : live->state.kv_spans) {
     if (auto held = weights.find(span.version); held != weights.end()) live->weights.insert(*held);
   }
   GoOver(live);
-  if (live->job->IsDropped(index / live->job->group_size())) SealNow(live, DroppedEntry());
+  if (active->cancel_seen) {
+    SealNow(live, SealEntry("aborted", "", "", "cancelled by request"));
+  } else if (live->job->IsDropped(live->job->position_of(index))) {
+    SealNow(live, DroppedEntry());
+  }
   Advance(live);
+}
+
+std::optional<size_t> Scheduler::HoldForFork(const std::shared_ptr<JobRun>& job,
+                                             const journal::TrajectoryStart& start) {
+  std::optional<size_t> index;
+  RunBetweenSteps([&] {
+    for (const auto& active : jobs_) {
+      if (active->job == job && !broken_) index = job->AddFork(start);
+    }
+  });
+  return index;
+}
+
+bool Scheduler::TakeFork(const std::shared_ptr<JobRun>& job, size_t index,
+                         replay::TrajectoryState state, const HeldWeights& weights) {
+  bool taken = false;
+  RunBetweenSteps([&] {
+    for (const auto& active : jobs_) {
+      if (active->job != job || broken_) continue;
+      job->Update(index, Summarize(state));
+      Takeover(active.get(), index, std::move(state), weights, /*resumed=*/false);
+      taken = true;
+      return;
+    }
+  });
+  return taken;
 }
 
 void Scheduler::Admit(ActiveJob* active) {
@@ -318,7 +360,7 @@ void Scheduler::RetireIfDone(const LivePtr& live) {
     if (after == JobRun::After::kReplaced) active->again.push_back(live->index);
   }
   if (after == JobRun::After::kDropsItsGroup)
-    DropGroup(live->job, live->index / live->job->group_size());
+    DropGroup(live->job, live->job->position_of(live->index));
 }
 
 void Scheduler::RunCall(const LivePtr& live, Action action) {
@@ -326,12 +368,15 @@ void Scheduler::RunCall(const LivePtr& live, Action action) {
   live->may_have_sandbox = true;
   base::FailPoint("rollout.call.before");
   ToolPool& pool = action.kind == Action::Kind::kGrade ? *grade_pool_ : *pool_;
-  pool.Run([this, live, action = std::move(action)] {
+  pool.Run([this, live, action = std::move(action), fork = live->state.start.fork()] {
     base::Stopwatch stopwatch;
     absl::Status made;
     const auto& judging = live->plan.task->reward.sandbox;
     if (action.kind == Action::Kind::kGrade && judging) {
       made = sandboxes_->Create(action.request.sandbox_id(), *judging);
+    } else if (!live->has_sandbox && !fork.last_call_id().empty()) {
+      made = sandboxes_->Fork(fork.sandbox_id(), action.request.sandbox_id(), fork.last_call_id());
+      live->has_sandbox = made.ok();
     } else if (!live->has_sandbox) {
       made = sandboxes_->Create(action.request.sandbox_id(), live->plan.task->sandbox);
       live->has_sandbox = made.ok();

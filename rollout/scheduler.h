@@ -78,6 +78,16 @@ class Scheduler {
   // Goes on with a job: its unfinished trajectories first, then those that never began. `weights`:
   // of WeightsFor. REQUIRES: Ready() was OK.
   void Add(std::shared_ptr<JobRun> job, HeldWeights weights);
+  // What one state needs; the errors of WeightsFor.
+  absl::StatusOr<HeldWeights> WeightsOf(const std::string& id,
+                                        const replay::TrajectoryState& state);
+  // Gives a job that this has one more trajectory, which it waits for from then on: its index.
+  // nullopt when this does not have the job (any more). Waits for a step.
+  std::optional<size_t> HoldForFork(const std::shared_ptr<JobRun>& job,
+                                    const journal::TrajectoryStart& start);
+  // Goes on with that trajectory, whose log is durable. False as above. Waits for a step.
+  bool TakeFork(const std::shared_ptr<JobRun>& job, size_t index, replay::TrajectoryState state,
+                const HeldWeights& weights);
   // The state of a job changed by request.
   void Wake();
   // Decodes for somebody outside of jobs, until it wants no more.
@@ -129,7 +139,7 @@ class Scheduler {
 
   void Admit(ActiveJob* active);
   void Takeover(ActiveJob* active, size_t index, replay::TrajectoryState state,
-                const HeldWeights& weights);
+                const HeldWeights& weights, bool resumed);
   void Advance(const LivePtr& live);
   void Write(const LivePtr& live, journal::TrajectoryEntry entry);
   void Flush();

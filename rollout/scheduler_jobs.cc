@@ -44,7 +44,7 @@ void Scheduler::CancelJob(ActiveJob* active) {
 void Scheduler::DropGroup(const std::shared_ptr<JobRun>& job, size_t group) {
   std::vector<LivePtr> lives = lives_;
   for (const LivePtr& live : lives) {
-    if (live->job != job || live->index / job->group_size() != group) continue;
+    if (live->job != job || job->position_of(live->index) != group) continue;
     if (live->dead || live->state.sealed) continue;
     SealNow(live, DroppedEntry());
     Advance(live);

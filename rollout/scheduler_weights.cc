@@ -42,17 +42,25 @@ absl::Status Scheduler::Ready() {
 absl::StatusOr<Scheduler::HeldWeights> Scheduler::WeightsFor(JobRun* job) {
   HeldWeights held;
   for (const auto& [index, state] : job->unfinished()) {
-    for (const replay::KvSpan& span : state.kv_spans) {
-      if (held.count(span.version) != 0) continue;
-      auto weights = weights_.Get(span.version);
-      if (!weights.ok()) {
-        return absl::Status(weights.status().code(),
-                            fmt::format("trajectory {} ran under older weights: {}, or cancel the "
-                                        "job",
-                                        job->trajectory_id(index), Message(weights.status())));
-      }
-      held[span.version] = *std::move(weights);
+    ASSIGN_OR_RETURN(HeldWeights more, WeightsOf(job->trajectory_id(index), state));
+    held.merge(more);
+  }
+  return held;
+}
+
+absl::StatusOr<Scheduler::HeldWeights> Scheduler::WeightsOf(const std::string& id,
+                                                            const replay::TrajectoryState& state) {
+  HeldWeights held;
+  for (const replay::KvSpan& span : state.kv_spans) {
+    if (held.count(span.version) != 0) continue;
+    auto weights = weights_.Get(span.version);
+    if (!weights.ok()) {
+      return absl::Status(weights.status().code(),
+                          fmt::format("trajectory {} ran under older weights: {}, or cancel the "
+                                      "job",
+                                      id, Message(weights.status())));
     }
+    held[span.version] = *std::move(weights);
   }
   return held;
 }

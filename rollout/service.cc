@@ -6,9 +6,15 @@
 #include <atomic>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/synchronization/mutex.h"
+#include "base/clock.h"
+#include "base/failpoint.h"
+#include "base/fd.h"
 #include "base/status_macros.h"
 #include "rollout/delivery.h"
 #include "rollout/describe.h"
+#include "rollout/fork.h"
+#include "rollout/identity.h"
 #include "rollout/record.h"
 #include "rollout/text.h"
 #include "rollout/verify.h"
@@ -47,6 +53,8 @@ void Fill(const std::string& id, const std::string& job_id, const Summary& summa
   out->set_calls(summary.calls);
   out->set_has_reward(summary.has_reward);
   out->set_reward(summary.reward);
+  out->set_parent_id(summary.parent_id);
+  out->set_at_step(summary.at_step);
 }
 
 // The words of a weight update, and back. INVALID_ARGUMENT names what is allowed.
@@ -93,10 +101,10 @@ wire::WeightVersion ToWire(const journal::WeightsRecord& record, bool in_force) 
 bool IsFinal(const JobRun& run, size_t index) {
   const JobSpec* spec = run.spec();
   if (spec == nullptr || (spec->on_invalid == OnInvalid::kMask && !spec->advantage))
-    return run.IsSealed(index);
+    return run.IsWhole(index);
   const size_t first = index - index % run.group_size();
   for (size_t i = 0; i < run.group_size(); ++i) {
-    if (!run.IsSealed(first + i)) return false;
+    if (!run.IsWhole(first + i)) return false;
   }
   return true;
 }
@@ -288,7 +296,8 @@ class Service final : public wire::RolloutService::Service {
       runs.push_back(std::move(run));
     }
     for (const auto& run : runs) {
-      for (size_t i = 0; i < run->size(); ++i) {
+      const size_t all = run->all();
+      for (size_t i = 0; i < all; ++i) {
         Summary summary = run->summary(i);
         if (summary.tokens == 0) continue;  // not begun
         Fill(run->trajectory_id(i), run->id(), summary, answer->add_trajectories());
@@ -323,6 +332,13 @@ class Service final : public wire::RolloutService::Service {
         return ToGrpc(record.status());
       if (record.ok()) answer->set_record_json(*std::move(record));
     }
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ForkTrajectory(grpc::ServerContext*, const wire::ForkTrajectoryRequest* request,
+                              wire::ForkedTrajectory* answer) override {
+    absl::MutexLock one(&forking_);
+    ASSIGN_OR_ANSWER(*answer, Fork(*request));
     return grpc::Status::OK;
   }
 
@@ -400,10 +416,75 @@ class Service final : public wire::RolloutService::Service {
     return grpc::Status::OK;
   }
 
+  absl::StatusOr<wire::ForkedTrajectory> Fork(const wire::ForkTrajectoryRequest& request)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(forking_) {
+    const std::string& parent = request.trajectory_id();
+    ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log_->Read(parent));
+    const journal::TrajectoryStart& start = entries.front().start();
+    ASSIGN_OR_RETURN(const std::shared_ptr<JobRun> run, jobs_->Find(start.job_id()));
+    const JobSpec* spec = run->spec();
+    if (spec == nullptr) {
+      return absl::FailedPreconditionError(
+          run->external()
+              ? fmt::format("agents outside drive job {}: a prompt that does not go on where an "
+                            "earlier one ended branches there",
+                            run->id())
+              : fmt::format("job {} cannot go on: {}", run->id(), Message(run->why_no_spec())));
+    }
+    // A task that is not the job's any more has no place in it.
+    replay::TrajectoryState begun;
+    begun.start = start;
+    ASSIGN_OR_RETURN(const Task* task, TaskOf(begun, *spec));
+    const size_t position = task->group - spec->tasks[0].group;
+    const size_t place = position * run->group_size() + start.sample();
+    if (!start.has_fork() && run->trajectory_id(place) != parent) {
+      return absl::FailedPreconditionError(fmt::format(
+          "trajectory {} was replaced by {}: fork that one", parent, run->trajectory_id(place)));
+    }
+    ASSIGN_OR_RETURN(const bool leased, delivery_.IsLeased(*run, position));
+    if (leased) {
+      return absl::FailedPreconditionError(fmt::format(
+          "group {} of job {} is leased: fork once it is settled, or its lease has ended",
+          task->group, run->id()));
+    }
+    ForkPlan plan;
+    plan.number = run->NextForkNumber(place);
+    plan.id = ForkId(TrajectoryId(run->id(), task->group, start.sample()), plan.number);
+    plan.at_step = request.at_step();
+    plan.seed = request.has_seed() ? request.seed()
+                                   : ForkSeed(spec->seed, task->id, start.sample(), plan.number);
+    ASSIGN_OR_RETURN(std::vector<journal::TrajectoryEntry> log, ForkLog(entries, plan));
+    log.front().mutable_start()->set_started_us(base::WallMicros());
+    const journal::ForkStart fork = log.front().start().fork();
+    wire::ForkedTrajectory answer;
+    answer.set_trajectory_id(plan.id);
+    answer.set_shared_tokens(fork.shared_tokens());
+    for (const journal::TrajectoryEntry& entry : log)
+      answer.set_shared_calls(answer.shared_calls() + (entry.has_issued() ? 1 : 0));
+    // Now, so that whoever asks hears why it cannot be made; a daemon that dies here makes it again
+    // for the next fork, or for the first call of this one.
+    if (!fork.last_call_id().empty()) {
+      RETURN_IF_ERROR(sandboxes_->Fork(fork.sandbox_id(), SandboxId(plan.id), fork.last_call_id()));
+    }
+    base::FailPoint("fork.sandbox");
+    RETURN_IF_ERROR(jobs_->AddFork(run->id(), std::move(log)));
+    return answer;
+  }
+
   absl::StatusOr<std::string> RecordJson(const std::string& id, const JobRun& run,
                                          bool without_timing) {
-    ASSIGN_OR_RETURN(std::vector<journal::TrajectoryEntry> entries, log_->Read(id));
-    ASSIGN_OR_RETURN(replay::TrajectoryState state, replay::Fold(entries));
+    absl::StatusOr<std::vector<journal::TrajectoryEntry>> entries = log_->Read(id);
+    if (absl::IsNotFound(entries.status()) && !without_timing) {
+      // Dropped, and its record kept.
+      absl::StatusOr<journal::TrajectoryHead> head = log_->Head(id);
+      if (head.ok() && !head->exported().empty()) {
+        ASSIGN_OR_RETURN(std::string record, base::ReadFile(head->exported()));
+        while (record.ends_with('\n')) record.pop_back();
+        return record;
+      }
+    }
+    RETURN_IF_ERROR(entries.status());
+    ASSIGN_OR_RETURN(replay::TrajectoryState state, replay::Fold(*entries));
     return ExportRecord(state, run, without_timing);
   }
 
@@ -412,6 +493,7 @@ class Service final : public wire::RolloutService::Service {
   Sandboxes* const sandboxes_;
   Delivery delivery_;
   std::atomic<int> lease_streams_{0};
+  absl::Mutex forking_;  // one at a time: each takes the next number
 };
 
 }  // namespace

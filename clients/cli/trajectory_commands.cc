@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct Options {
   RolloutTarget target;
   std::string job_id, trajectory_id, other_id, out;
   bool without_timing = false;
+  uint32_t at_step = 0;
+  std::optional<uint64_t> seed;
 };
 
 std::vector<std::string> Lines(const std::string& text) {
@@ -85,6 +88,8 @@ absl::StatusOr<int> Show(const Context& context, const Options& options) {
   }
   Facts facts;
   facts.Add("task", one.task_id());
+  if (!one.parent_id().empty())
+    facts.Add("branched from", fmt::format("{} at step {}", one.parent_id(), one.at_step()));
   facts.Add("status", one.stop_reason().empty()
                           ? one.status()
                           : fmt::format("{} ({})", one.status(), one.stop_reason()));
@@ -126,12 +131,18 @@ absl::StatusOr<int> Verify(const Context& context, const Options& options) {
 absl::StatusOr<int> Diff(const Context& context, const Options& options) {
   ASSIGN_OR_RETURN(RolloutAccess access, OpenToRead(options.target));
   std::string logs[2];
+  std::vector<std::string> ids = {options.trajectory_id, options.other_id};
+  std::sort(ids.begin(), ids.end(),
+            [](const std::string& a, const std::string& b) { return a.size() > b.size(); });
   for (int i = 0; i < 2; ++i) {
     const std::string& id = i == 0 ? options.trajectory_id : options.other_id;
     ASSIGN_OR_RETURN(rollout_wire::Trajectory one, access.client->GetTrajectory(id));
     for (std::string line : one.log()) {
-      // Ids differ in every line that has one.
-      for (size_t at; (at = line.find(id)) != std::string::npos;) line.replace(at, id.size(), "*");
+      // Ids differ in every line that has one, and a fork's holds its parent's: the longer first.
+      for (const std::string& each : ids) {
+        for (size_t at; (at = line.find(each)) != std::string::npos;)
+          line.replace(at, each.size(), "*");
+      }
       logs[i] += line + "\n";
     }
   }
@@ -142,6 +153,29 @@ absl::StatusOr<int> Diff(const Context& context, const Options& options) {
     Print(diff.empty() ? "their logs are the same\n" : diff);
   }
   return diff.empty() ? kExitDone : kExitFailed;
+}
+
+absl::StatusOr<int> Fork(const Context& context, const Options& options) {
+  ASSIGN_OR_RETURN(RolloutAccess access, OpenToRun(options.target));
+  rollout_wire::ForkTrajectoryRequest request;
+  request.set_trajectory_id(options.trajectory_id);
+  request.set_at_step(options.at_step);
+  if (options.seed.has_value()) request.set_seed(*options.seed);
+  ASSIGN_OR_RETURN(const rollout_wire::ForkedTrajectory made,
+                   access.client->ForkTrajectory(request));
+  if (context.json) {
+    PrintJson({{"trajectory_id", made.trajectory_id()},
+               {"shared_tokens", made.shared_tokens()},
+               {"shared_calls", made.shared_calls()}});
+    return kExitDone;
+  }
+  Print(fmt::format("{} branches from {} at step {}: {} tokens and {} calls are shared\n",
+                    made.trajectory_id(), options.trajectory_id, options.at_step,
+                    Count(made.shared_tokens()), Count(made.shared_calls())));
+  if (access.embedded != nullptr) {
+    Print("no daemon runs here: `reprise rollout resume` goes on with it\n");
+  }
+  return kExitDone;
 }
 
 absl::StatusOr<int> Export(const Context& context, const Options& options) {
@@ -202,6 +236,20 @@ void AddTrajectoryCommands(CLI::App& app, Context& context) {
   leaf = Add(*group, context, "diff", "show where the logs of two trajectories part", diff, Diff);
   leaf->add_option("A", diff->trajectory_id, "trajectory id")->required();
   leaf->add_option("B", diff->other_id, "trajectory id")->required();
+
+  auto fork = std::make_shared<Options>();
+  leaf = Add(*group, context, "fork",
+             "begin a trajectory that shares the log of another up to a step, in a sandbox as it "
+             "was then",
+             fork, Fork);
+  leaf->add_option("ID", fork->trajectory_id, "trajectory id")->required();
+  leaf->add_option(
+          "--at-step", fork->at_step,
+          "assistant turns that both have, with the results of their calls; 0 = the prompt")
+      ->required()
+      ->type_name("K");
+  leaf->add_option("--seed", fork->seed, "of its sampler; default: one that follows from the job's")
+      ->type_name("N");
 
   auto save = std::make_shared<Options>();
   leaf = Add(*group, context, "export", "write the finished trajectories of a job", save, Export);

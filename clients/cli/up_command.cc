@@ -14,6 +14,7 @@
 #include "engine/parallel/rank_options.h"
 #include "rollout/embedded.h"
 #include "rollout/kv_options.h"
+#include "rollout/retention_flags.h"
 
 namespace reprise::cli {
 namespace {
@@ -94,6 +95,7 @@ void AddUpCommand(CLI::App& app, Context& context) {
       ->type_name("N");
   engine::AddRankOptions(*leaf, embedded.parallel);
   rollout::AddKvOptions(*leaf, embedded.kv_bytes, embedded.prefix_disk);
+  rollout::AddRetentionFlags(*leaf, embedded.retention);
   leaf->add_option("--durability", options->durability,
                    "when a record counts as written: fsync, os or none")
       ->capture_default_str()

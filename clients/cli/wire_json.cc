@@ -70,7 +70,9 @@ Json ToJson(const rollout_wire::Trajectory& trajectory) {
           {"tokens", trajectory.tokens()},
           {"sampled", trajectory.sampled()},
           {"calls", trajectory.calls()},
-          {"reward", trajectory.has_reward() ? Json(trajectory.reward()) : Json()}};
+          {"reward", trajectory.has_reward() ? Json(trajectory.reward()) : Json()},
+          {"parent_id", trajectory.parent_id().empty() ? Json() : Json(trajectory.parent_id())},
+          {"at_step", trajectory.parent_id().empty() ? Json() : Json(trajectory.at_step())}};
 }
 
 Json ToJson(const sandbox_wire::Sandbox& sandbox) {

@@ -50,6 +50,10 @@ class InstantSandboxes final : public Sandboxes {
     return output;
   }
   absl::Status Stop(const std::string&) override { return absl::OkStatus(); }
+  absl::Status Fork(const std::string&, const std::string&, const std::string&) override {
+    return absl::OkStatus();
+  }
+  absl::Status Forget(const std::string&) override { return absl::OkStatus(); }
   absl::Status Pause(const std::string&) override { return absl::OkStatus(); }
   void Shutdown() override {}
 };

@@ -40,6 +40,24 @@ class HeldSandboxes final : public Sandboxes {
     stopped_.insert(id);
     return absl::OkStatus();
   }
+  absl::Status Fork(const std::string&, const std::string&, const std::string&) override {
+    return absl::OkStatus();
+  }
+  absl::Status Forget(const std::string& id) override {
+    absl::MutexLock lock(&mutex_);
+    if (!forget_.ok()) return forget_;
+    forgotten_.insert(id);
+    return absl::OkStatus();
+  }
+  // What Forget answers from now on.
+  void FailForget(absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    forget_ = std::move(status);
+  }
+  std::set<std::string> forgotten() {
+    absl::MutexLock lock(&mutex_);
+    return forgotten_;
+  }
   absl::Status Pause(const std::string&) override {
     return absl::UnimplementedError("nothing to pause");
   }
@@ -67,7 +85,8 @@ class HeldSandboxes final : public Sandboxes {
   absl::Mutex mutex_;
   bool held_ ABSL_GUARDED_BY(mutex_) = false, down_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<std::string, int> calls_ ABSL_GUARDED_BY(mutex_);
-  std::set<std::string> stopped_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> stopped_ ABSL_GUARDED_BY(mutex_), forgotten_ ABSL_GUARDED_BY(mutex_);
+  absl::Status forget_ ABSL_GUARDED_BY(mutex_);
 };
 
 // False when `done` did not come true while the job changed.

@@ -21,7 +21,7 @@ class ScratchLog {
     auto store = storage::Store::Open(options);
     EXPECT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
-    auto log = replay::TrajectoryLog::Open(store_.get());
+    auto log = replay::TrajectoryLog::Open(store_.get(), scratch_.path() + "/archive");
     EXPECT_TRUE(log.ok()) << log.status();
     log_ = *std::move(log);
   }
