@@ -57,8 +57,8 @@ class SandboxManager {
   absl::StatusOr<sandbox::ListResponse> List();
   // Refuses new calls, runs `end_calls`, removes the sandbox. False when it was stopped before.
   absl::StatusOr<bool> Stop(const std::string& id, const std::function<void()>& end_calls);
-  // Removes a stopped sandbox and its calls from the journal. NOT_FOUND; FAILED_PRECONDITION when it
-  // is not stopped, when a call of it has no result, or when a snapshot of it is kept.
+  // Removes a stopped sandbox and its calls from the journal. NOT_FOUND; FAILED_PRECONDITION when
+  // it is not stopped, when a call of it has no result, or when a snapshot of it is kept.
   absl::Status Forget(const std::string& id);
   absl::Status Pause(const std::string& id);
   absl::Status Resume(const std::string& id);

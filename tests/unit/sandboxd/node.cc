@@ -23,7 +23,13 @@ CallStream::Event NextEvent(const std::shared_ptr<CallStream>& stream) {
 }  // namespace
 
 Node::Node(CallOptions calls, SandboxOptions sandboxes)
-    : call_options_(std::move(calls)), sandbox_options_(std::move(sandboxes)) {
+    : call_options_(std::move(calls)),
+      sandbox_options_(std::move(sandboxes)),
+      journal_(dir_.path()) {
+  Restart();
+}
+Node::Node(const std::string& directory) : journal_(directory + "/journal") {
+  tier_.KeepIn(directory + "/images");
   Restart();
 }
 Node::~Node() { Down(); }
@@ -39,7 +45,7 @@ void Node::Down() {
 void Node::Restart(const std::string& boot_id) {
   Down();
   storage::StoreOptions options;
-  options.path = dir_.path();
+  options.path = journal_;
   options.families = replay::CallLogFamilies();
   options.durability = storage::Durability::kOs;
   auto store = storage::Store::Open(options);

@@ -28,6 +28,8 @@ struct Received {
 class Node {
  public:
   explicit Node(CallOptions calls = {}, SandboxOptions sandboxes = {});
+  // Of a process that may be killed: journal and images lie in `directory`, for the next one.
+  explicit Node(const std::string& directory);
   ~Node();
 
   // Another `boot_id`: the machine was restarted too.
@@ -53,6 +55,7 @@ class Node {
   CallOptions call_options_;
   SandboxOptions sandbox_options_;
   base::ScratchDir dir_;
+  const std::string journal_;
   ScriptedSubstrate tier_;
   std::unique_ptr<storage::Store> store_;
   std::unique_ptr<FaultyCallLog> log_;

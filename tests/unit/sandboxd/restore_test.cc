@@ -260,8 +260,7 @@ TEST_F(ForkAtTest, AForkIsForkedAndRestoredWithTheCallsThatItBeganWith) {
   EXPECT_EQ(Node::Read(stream).out, "mine\n");
   node_.tier().WaitReleased("own");
   ASSERT_TRUE(node_.calls().Stop("fork").ok());
-  const auto second =
-      Fork("fork", "second", "own", {{"a", "one\n"}, {"own", "mine\n"}});
+  const auto second = Fork("fork", "second", "own", {{"a", "one\n"}, {"own", "mine\n"}});
   ASSERT_TRUE(second.ok()) << second.status();
   EXPECT_EQ(node_.tier().files_of("second"), "a;own;");
 }

@@ -2,14 +2,18 @@
 
 #include <sys/eventfd.h>
 
+#include <gtest/gtest.h>
+
 #include <csignal>
 #include <deque>
+#include <filesystem>
 #include <optional>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "base/fd.h"
+#include "base/status_macros.h"
 
 namespace reprise::sandboxd {
 
@@ -141,6 +145,19 @@ void ScriptedSubstrate::SetFiles(const std::string& id, std::string files) {
   absl::MutexLock lock(&mutex_);
   files_[id] = std::move(files);
 }
+void ScriptedSubstrate::KeepIn(const std::string& directory) {
+  absl::MutexLock lock(&mutex_);
+  directory_ = directory;
+  ASSERT_EQ(base::MakeDirs(directory), absl::OkStatus());
+  for (const auto& file : std::filesystem::directory_iterator(directory)) {
+    const std::string text = *base::ReadFile(file.path());
+    const size_t line = text.find('\n');
+    images_[text.substr(0, line)] = text.substr(line + 1);
+  }
+}
+std::string ScriptedSubstrate::FileOf(const std::string& image) const {
+  return fmt::format("{}/{:x}", directory_, std::hash<std::string>()(image));
+}
 std::string ScriptedSubstrate::files_of(const std::string& id) const {
   absl::MutexLock lock(&mutex_);
   auto found = files_.find(id);
@@ -223,6 +240,8 @@ absl::StatusOr<SnapshotImage> ScriptedSubstrate::SnapshotSandbox(const SandboxRe
   if (!snapshot_.ok()) return snapshot_;
   ++snapshots_;
   images_[name] = files_[sandbox.id];
+  if (!directory_.empty())
+    RETURN_IF_ERROR(base::WriteFileAtomic(FileOf(name), name + "\n" + images_[name]));
   SnapshotImage made;
   made.image.set_name(name);
   made.image.set_digest("digest of " + images_[name]);
@@ -236,6 +255,7 @@ absl::StatusOr<std::vector<sandbox::Image>> ScriptedSubstrate::ListImages() {
 }
 absl::Status ScriptedSubstrate::RemoveImage(const std::string& name) {
   absl::MutexLock lock(&mutex_);
+  if (!directory_.empty()) std::filesystem::remove(FileOf(name));
   return images_.erase(name) != 0 ? absl::OkStatus() : absl::NotFoundError("no image " + name);
 }
 absl::StatusOr<std::string> ScriptedSubstrate::Reserve(const SandboxRef&) {

@@ -35,6 +35,8 @@ class ScriptedSubstrate final : public Substrate {
   // Files that the sandbox `id` holds, as one text: every call that starts adds its id and ';'. A
   // snapshot keeps it, a Create from its image begins with it.
   void SetFiles(const std::string& id, std::string files);
+  // Images lie in files of this directory too, and those that are there are the first.
+  void KeepIn(const std::string& directory);
   // To every watch that is open: an event, or the error that ends it.
   void Happen(const absl::StatusOr<sandbox::WatchEvent>& event);
   // Start accepts nothing: it behaves like a daemon that died just before it.
@@ -102,7 +104,10 @@ class ScriptedSubstrate final : public Substrate {
     *slot = std::move(status);
   }
 
+  std::string FileOf(const std::string& image) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
   mutable absl::Mutex mutex_;
+  std::string directory_ ABSL_GUARDED_BY(mutex_);  // of images; "" = none
   std::set<ScriptedWatch*> watches_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<Job>> jobs_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, int> starts_ ABSL_GUARDED_BY(mutex_);
