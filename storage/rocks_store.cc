@@ -14,6 +14,7 @@
 #include "base/status_macros.h"
 #include "storage/log_check.h"
 #include "storage/record.h"
+#include "storage/table_check.h"
 
 namespace reprise::storage {
 namespace {
@@ -82,6 +83,7 @@ absl::StatusOr<std::unique_ptr<Store>> RocksStore::Open(const StoreOptions& opti
 
 absl::Status RocksStore::OpenDb() {
   RETURN_IF_ERROR(CheckLogFiles(env(), options_.path));
+  RETURN_IF_ERROR(CheckTables(env(), options_.path));
   auto cache = rocksdb::NewLRUCache(kBlockCacheBytes);
   std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
   descriptors.emplace_back(rocksdb::kDefaultColumnFamilyName, FamilyOptions(cache));

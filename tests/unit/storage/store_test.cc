@@ -270,5 +270,36 @@ TEST(Store, ATornTailIsCutOffAndDamageBeforeItIsAnError) {
   EXPECT_NE(std::string(damaged.status().message()).find(flipped.path()), std::string::npos);
 }
 
+// RocksDB looks at the last word of a table's properties before it looks at their checksum.
+TEST(Store, AFlippedBitBehindATablesDataIsAnErrorAndNoAbort) {
+  constexpr int kBegin = 300, kEnd = 53;  // bytes from the end: properties' end, metadata; footer
+  base::ScratchDir dir;
+  {
+    auto store = Store::Open(Options(dir.path()));
+    ASSERT_TRUE(store.ok());
+    ASSERT_TRUE(PutOne(store->get(), 0).ok());
+    ASSERT_TRUE((*store)->Reclaim().ok());
+  }
+  const std::string table = NewestFile(dir.path(), ".sst");
+  ASSERT_FALSE(table.empty());
+  const std::string whole = *base::ReadFile(table);
+  ASSERT_GT(whole.size(), size_t{kBegin});
+  int reported = 0;
+  for (int from_end = kBegin; from_end > kEnd; --from_end) {
+    std::string damaged = whole;
+    damaged[whole.size() - from_end] ^= static_cast<char>(0x80);
+    ASSERT_TRUE(base::WriteFileAtomic(table, damaged).ok());
+    auto store = Store::Open(Options(dir.path()));
+    if (store.ok()) continue;
+    ++reported;
+    EXPECT_EQ(store.status().code(), absl::StatusCode::kDataLoss) << store.status();
+    EXPECT_NE(std::string(store.status().message()).find(table), std::string::npos)
+        << store.status();
+  }
+  EXPECT_GT(reported, 0);
+  ASSERT_TRUE(base::WriteFileAtomic(table, whole).ok());
+  EXPECT_TRUE(Store::Open(Options(dir.path())).ok());
+}
+
 }  // namespace
 }  // namespace reprise::storage
