@@ -68,8 +68,9 @@ class RunSource final : public BodySource, public std::enable_shared_from_this<R
   }
 
   void Cancel() override {
+    const bool runs = !ended_;  // what waits is delivered within Fail
     stream_->Fail(absl::CancelledError("the client went away"));
-    if (!run_.ends_alone || ended_) return;
+    if (!run_.ends_alone || !runs) return;
     (void)surface_.verbs->TryPost([self = shared_from_this()] {
       (void)self->WriteLine(Json{{"interrupt", self->run_.run}}.dump());
     });

@@ -25,7 +25,9 @@ inline constexpr char kTrajectoryLabel[] = "reprise.trajectory";
 inline constexpr char kEnvdVersion[] = "0.5.7";
 
 // All outlive the server.
-void AddControlRoutes(const Surface& surface, LeaseTable* leases, Router* router);
+class TemplateStore;
+void AddControlRoutes(const Surface& surface, LeaseTable* leases, TemplateStore* templates,
+                      Router* router);
 void AddSnapshotRoutes(const Surface& surface, LeaseTable* leases, Router* router);
 void AddProcessRoutes(const Surface& surface, LeaseTable* leases, Router* router);
 void AddFilesystemRoutes(const Surface& surface, Router* router);

@@ -18,6 +18,7 @@
 #include "replay/sha256.h"
 #include "sandboxd/api/http/e2b_box.h"
 #include "sandboxd/api/http/e2b_create.h"
+#include "sandboxd/api/http/e2b_templates.h"
 #include "sandboxd/limits.h"
 
 namespace reprise::sandboxd::http {
@@ -39,11 +40,15 @@ Json Metadata(const sandbox::Sandbox& box) {
 
 class Control {
  public:
-  Control(Surface surface, LeaseTable* leases) : surface_(surface), leases_(leases) {}
+  Control(Surface surface, LeaseTable* leases, TemplateStore* templates)
+      : surface_(surface), leases_(leases), templates_(templates) {}
 
   Response Create(const Request& request, int64_t default_timeout_s) {
     absl::StatusOr<CreateOrder> order = ParseCreate(request.body, default_timeout_s);
     if (!order.ok()) return ErrorResponse(order.status());
+    TemplateStore::Template built;
+    const absl::Status applied = ApplyTemplate(*templates_, &*order, &built);
+    if (!applied.ok() && !absl::IsNotFound(applied)) return ErrorResponse(applied);
     sandbox::CreateRequest create;
     create.set_sandbox_id(order->trajectory.empty() ? fmt::format("i{}", base::RandomHex(10))
                                                     : TrajectoryBox(order->trajectory));
@@ -57,6 +62,10 @@ class Control {
         !kept.ok()) {
       if (!made->existed()) (void)surface_.calls->Stop(create.sandbox_id());
       return ErrorResponse(kept);
+    }
+    if (absl::Status started = StartTemplate(surface_, create.sandbox_id(), built); !started.ok()) {
+      if (!made->existed()) (void)surface_.calls->Stop(create.sandbox_id());
+      return ErrorResponse(started);
     }
     return Answer(201, BoxHandle(surface_, made->sandbox()));
   }
@@ -232,6 +241,10 @@ class Control {
   }
 
   Response Alias(const Request& request) {
+    if (const auto tags = templates_->Tags(request.params[0]); tags.ok()) {
+      return Answer(200,
+                    {{"templateID", TemplateStore::IdOf(tags->front().name())}, {"public", false}});
+    }
     Substrate* const tier = Templates();
     if (tier == nullptr) return NoTemplates();
     const absl::StatusOr<std::vector<sandbox::Image>> images = tier->ListImages();
@@ -248,6 +261,9 @@ class Control {
     Substrate* const tier = Templates();
     if (tier == nullptr) return NoTemplates();
     const std::string name = absl::StrJoin(request.params, "/");
+    // Its image stays: other templates may begin with it, and builds go on from it.
+    if (const absl::Status built = templates_->Remove(name); !absl::IsNotFound(built))
+      return built.ok() ? EmptyAnswer(204) : ErrorResponse(built);
     const absl::Status removed =
         surface_.sandboxes->RemoveImage(name, [&] { return tier->RemoveImage(name); });
     return removed.ok() ? EmptyAnswer(204) : ErrorResponse(removed);
@@ -292,6 +308,7 @@ class Control {
 
   const Surface surface_;
   LeaseTable* const leases_;
+  TemplateStore* const templates_;
 };
 
 }  // namespace
@@ -320,8 +337,9 @@ LeaseTable::OnEnd EndOfLease(const Surface& surface, LeaseTable* leases) {
   };
 }
 
-void AddControlRoutes(const Surface& surface, LeaseTable* leases, Router* router) {
-  auto control = std::make_shared<Control>(surface, leases);
+void AddControlRoutes(const Surface& surface, LeaseTable* leases, TemplateStore* templates,
+                      Router* router) {
+  auto control = std::make_shared<Control>(surface, leases, templates);
   auto add = [&](const char* method, const std::string& pattern,
                  std::function<Response(const Request&)> work) {
     AddOwnerRoute(surface, method, pattern, std::move(work), router);
@@ -356,10 +374,8 @@ void AddControlRoutes(const Surface& surface, LeaseTable* leases, Router* router
   };
   constexpr Absent kAbsent[] = {
       {"PUT", "/sandboxes/{}/network", "network: sandboxes here have none"},
-      {"POST", "/v3/templates", "template builds: import an image, and name it as the template"},
-      {"POST", "/v2/templates", "template builds: import an image, and name it as the template"},
-      {"POST", "/templates", "template builds: import an image, and name it as the template"},
-      {"GET", "/templates", "template builds: import an image, and name it as the template"},
+      {"POST", "/templates", "builds of Dockerfiles: build with an SDK of version 2"},
+      {"GET", "/templates", "a list of templates: reprise image ls has the images"},
   };
   for (const Absent& absent : kAbsent) {
     add(absent.method, absent.pattern,

@@ -1,5 +1,6 @@
 #include "sandboxd/api/http/http_api.h"
 
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -13,6 +14,7 @@
 #include "sandboxd/api/http/names.h"
 #include "sandboxd/api/http/routes.h"
 #include "sandboxd/api/http/surface.h"
+#include "sandboxd/api/http/template_build.h"
 #include "sandboxd/worker_pool.h"
 
 namespace reprise::sandboxd::http {
@@ -34,12 +36,15 @@ class HttpApiImpl final : public HttpApi {
     ASSIGN_OR_RETURN(authorizer_, Authorizer::FromFile(options.token_file));
     storage::StoreOptions store;
     store.path = options.state_dir;
-    store.families = {kLeaseFamily};
+    store.families = {kLeaseFamily, kTemplateFamily, kStepFamily};
     store.durability = options.durability;
     ASSIGN_OR_RETURN(store_, storage::Store::Open(store));
     ASSIGN_OR_RETURN(leases_, LeaseTable::Open(store_.get(), /*family=*/0));
     Router router;
-    AddAllRoutes(surface_, leases_.get(), &router);
+    templates_.emplace(store_.get(), /*templates=*/1, /*steps=*/2,
+                       fmt::format("{}/uploads", options.state_dir));
+    builds_.emplace(surface_, leases_.get(), &*templates_);
+    AddAllRoutes(surface_, leases_.get(), &*builds_, !options.tls_cert.empty(), &router);
     if (options.journal != nullptr) AddMetricsRoute(surface_, options.journal, &router);
     ::reprise::http::ServerOptions server;
     server.listen = options.listen;
@@ -57,6 +62,7 @@ class HttpApiImpl final : public HttpApi {
   void Shutdown() override {
     if (leases_ != nullptr) leases_->Stop();
     if (server_ != nullptr) server_->Shutdown();
+    if (builds_.has_value()) builds_->Shutdown();
     verbs_.Close();
   }
 
@@ -67,6 +73,8 @@ class HttpApiImpl final : public HttpApi {
   const Surface surface_;
   std::unique_ptr<storage::Store> store_;
   std::unique_ptr<LeaseTable> leases_;
+  std::optional<TemplateStore> templates_;
+  std::optional<TemplateBuilds> builds_;
   std::unique_ptr<::reprise::http::Server> server_;
   std::string address_;
 };

@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "sandboxd/api/http/e2b.h"
+#include "sandboxd/api/http/e2b_templates.h"
 #include "sandboxd/api/http/mcp.h"
 #include "sandboxd/api/http/openapi.h"
 #include "sandboxd/api/http/run_code.h"
@@ -12,10 +12,12 @@
 
 namespace reprise::sandboxd::http {
 
-void AddAllRoutes(const Surface& surface, LeaseTable* leases, Router* router) {
+void AddAllRoutes(const Surface& surface, LeaseTable* leases, TemplateBuilds* builds, bool tls,
+                  Router* router) {
   AddRunCodeRoutes(surface, router);
   AddRunJupyterRoute(surface, router);
-  AddControlRoutes(surface, leases, router);
+  AddControlRoutes(surface, leases, builds == nullptr ? nullptr : builds->store(), router);
+  AddTemplateRoutes(surface, builds, tls, router);
   AddSnapshotRoutes(surface, leases, router);
   AddProcessRoutes(surface, leases, router);
   AddFilesystemRoutes(surface, router);

@@ -7,6 +7,9 @@
 namespace reprise::sandboxd::http {
 
 // All outlive the server. Adding looks at none of them.
-void AddAllRoutes(const Surface& surface, LeaseTable* leases, Router* router);
+class TemplateBuilds;
+// `tls`: whether clients reach the port by https.
+void AddAllRoutes(const Surface& surface, LeaseTable* leases, TemplateBuilds* builds, bool tls,
+                  Router* router);
 
 }  // namespace reprise::sandboxd::http

@@ -148,6 +148,19 @@ class Code(unittest.TestCase):
         self.assertEqual(out, "begun\ndone 1\n")
         self.assertEqual(self.run_code("n")[1], "1")
 
+    def test_a_client_that_goes_ends_its_run(self):
+        connection = http.client.HTTPConnection(*self.daemon.address, timeout=60)
+        connection.request("POST", "/execute", json.dumps({"code": "import time\nprint('begun')\ntime.sleep(600)"}),
+                           self.headers)
+        response = connection.getresponse()
+        while b"begun" not in response.readline():
+            pass
+        response.close()
+        connection.close()
+        before = time.monotonic()
+        self.assertEqual(self.run_code("'free'")[1], "'free'")
+        self.assertLess(time.monotonic() - before, 60)
+
     def test_a_context_that_ends_says_so(self):
         self.run_code("z = 1")
         events = self.events("import os\nos._exit(7)")

@@ -29,7 +29,7 @@ std::string Name(std::string method, std::string path) {
 
 TEST(OpenApi, DescribesEveryRouteAndNoOther) {
   Router router;
-  AddAllRoutes(Surface(), /*leases=*/nullptr, &router);
+  AddAllRoutes(Surface(), /*leases=*/nullptr, /*builds=*/nullptr, /*tls=*/false, &router);
   AddMetricsRoute(Surface(), /*journal=*/nullptr, &router);
   std::set<std::string> routes, described;
   for (const Route& route : router.routes()) routes.insert(Name(route.method, route.pattern));
