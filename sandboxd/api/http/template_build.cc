@@ -60,6 +60,14 @@ fi
 rm -rf "$(dirname "$1")"
 )sh";
 
+// In the form of a UUID, as which SDKs read it.
+std::string NewBuildId() {
+  const std::string hex = base::RandomHex(16);
+  const std::string_view digits = hex;
+  return fmt::format("{}-{}-{}-{}-{}", digits.substr(0, 8), digits.substr(8, 4),
+                     digits.substr(12, 4), digits.substr(16, 4), digits.substr(20));
+}
+
 absl::Status CheckSteps(const std::vector<BuildStep>& steps) {
   if (steps.size() > kStepsMax)
     return absl::InvalidArgumentError(fmt::format("a build has at most {} steps", kStepsMax));
@@ -330,7 +338,7 @@ TemplateBuilds::~TemplateBuilds() { Shutdown(); }
 void TemplateBuilds::Shutdown() { pool_.Close(); }
 
 std::string TemplateBuilds::Announce(const std::string& name) {
-  const std::string id = base::RandomHex(12);
+  const std::string id = NewBuildId();
   absl::MutexLock lock(&mutex_);
   // Those that have ended make room.
   for (auto build = builds_.begin(); builds_.size() >= kBuildsMax && build != builds_.end();) {

@@ -37,12 +37,14 @@ def make_root(directory):
     for applet in subprocess.check_output([busybox, "--list"], text=True).split():
         if applet != "busybox":
             os.symlink("busybox", os.path.join(directory, "bin", applet))
-    shutil.copy(shutil.which("bash", path=PATH), os.path.join(directory, "bin/bash"))
-    for word in subprocess.check_output(["ldd", "/bin/bash"], text=True).split():
-        if word.startswith("/"):
-            target = directory + word
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copy(word, target)
+    for program in ("bash", "install"):  # which Debian's busybox has not
+        path = shutil.which(program, path=PATH)
+        shutil.copy(path, os.path.join(directory, "bin", program))
+        for word in subprocess.check_output(["ldd", path], text=True).split():
+            if word.startswith("/"):
+                target = directory + word
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                shutil.copy(word, target)
     for name, text in (("passwd", "root:x:0:0:root:/root:/bin/bash\n"), ("group", "root:x:0:\n")):
         with open(os.path.join(directory, "etc", name), "w") as file:
             file.write(text)
