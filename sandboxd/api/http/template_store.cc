@@ -87,8 +87,7 @@ absl::Status TemplateStore::Remove(std::string_view name_or_id) {
   ASSIGN_OR_RETURN(const std::vector<Template> tags, Tags(name_or_id));
   const std::string id = IdOf(tags.front().name());
   storage::Batch batch;
-  batch.DeleteRange(templates_, fmt::format("{}:", id),
-                    fmt::format("{};", id));  // ';' is after ':'
+  RETURN_IF_ERROR(store_->DeleteAll(templates_, fmt::format("{}:", id), &batch));
   return store_->Commit(std::move(batch));
 }
 
