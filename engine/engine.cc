@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kThreadsMax = 1024;
 constexpr int kSamplesMax = 2;
-constexpr size_t kGrammarsKept = 64;  // whose masks are kept
+constexpr size_t kGrammarsKept = 16;  // whose masks are kept: up to 8 MiB each (129,280 tokens)
 // Tokens of one pass of Logits. Bounds the memory of a pass.
 constexpr int64_t kLogitsPassTokens = 256;
 // Weights up to this size stay in cache, so that every thread may run whole sequences by itself.
@@ -214,7 +214,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> EngineImpl::Restore(std::string_view b
 }
 
 absl::StatusOr<std::shared_ptr<TokenMasks>> EngineImpl::MasksFor(
-    std::shared_ptr<const AnswerGrammar> grammar) {
+    std::shared_ptr<const AnswerGrammar> grammar) const {
   absl::MutexLock lock(&masks_mutex_);
   for (auto it = masks_.begin(); it != masks_.end(); ++it) {
     if ((*it)->grammar().key() != grammar->key()) continue;

@@ -205,7 +205,7 @@ class Engine {
   // The masks of a grammar over this vocabulary; those of the grammars that were asked for last are
   // kept. Thread-safe, also during a step. FAILED_PRECONDITION as TokenTrie::Make.
   virtual absl::StatusOr<std::shared_ptr<TokenMasks>> MasksFor(
-      std::shared_ptr<const AnswerGrammar> grammar) = 0;
+      std::shared_ptr<const AnswerGrammar> grammar) const = 0;
   // Teacher-forced logits of all positions, float32 [tokens, vocab].
   virtual absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) = 0;
 

@@ -50,7 +50,7 @@ class EngineImpl final : public Engine {
   absl::Status Step(absl::Span<StepItem> items) override;
   absl::Status CheckStep(absl::Span<const StepItem> items) const override;
   absl::StatusOr<std::shared_ptr<TokenMasks>> MasksFor(
-      std::shared_ptr<const AnswerGrammar> grammar) override;
+      std::shared_ptr<const AnswerGrammar> grammar) const override;
   absl::StatusOr<std::vector<float>> Logits(absl::Span<const int32_t> tokens) override;
 
   const ModelConfig& config() const override { return config_; }
@@ -137,17 +137,17 @@ class EngineImpl final : public Engine {
   bool speculate_ = false;
   Communicator* ranks_ = nullptr;
   std::unique_ptr<Model> model_;
-  std::unique_ptr<PrefixDisk> disk_;  // null without one
+  std::unique_ptr<PrefixDisk> disk_;          // null without one
   std::shared_ptr<const LoadedWeights> own_;  // its cache ends before the layout of model_
   std::unique_ptr<Workers> workers_;
   std::vector<Workspace> workspaces_;  // [threads]
   std::vector<float> logits_;          // of the step
   EngineStats stats_;
 
-  absl::Mutex masks_mutex_;
-  std::shared_ptr<const TokenTrie> trie_ ABSL_GUARDED_BY(masks_mutex_);  // null: not made yet
+  mutable absl::Mutex masks_mutex_;
+  mutable std::shared_ptr<const TokenTrie> trie_ ABSL_GUARDED_BY(masks_mutex_);  // null at first
   // The most recently asked for first.
-  std::list<std::shared_ptr<TokenMasks>> masks_ ABSL_GUARDED_BY(masks_mutex_);
+  mutable std::list<std::shared_ptr<TokenMasks>> masks_ ABSL_GUARDED_BY(masks_mutex_);
 };
 
 }  // namespace reprise::engine

@@ -166,6 +166,17 @@ void AddKept(const TrajectoryState& state, ObjectWriter* writer) {
   writer->Raw("kept_ids", Integers(ids, ids + state.kept_ids.size()));
 }
 
+// Of every token; 0 where nothing was forbidden.
+void AddAllowed(const TrajectoryState& state, ObjectWriter* writer) {
+  if (state.allowed_counts.empty()) return;
+  std::vector<uint32_t> counts = state.allowed_counts;
+  std::vector<float> logprobs = state.allowed_logprobs;
+  counts.resize(state.tokens.size(), 0);
+  logprobs.resize(state.tokens.size(), 0);
+  writer->Raw("allowed_counts", Array(counts, [](uint32_t n) { return fmt::format("{}", n); }));
+  writer->Raw("allowed_logprobs", Array(logprobs, FloatText));
+}
+
 std::string Reward(const TrajectoryState& state) {
   return state.reward.has_value() && state.reward->has_value() ? FloatText(state.reward->value())
                                                                : "null";
@@ -262,6 +273,7 @@ absl::StatusOr<std::string> ExportRecordJson(const TrajectoryState& state,
   AddTokens(state, &writer);
   AddRoutes(state, context, &writer);
   AddKept(state, &writer);
+  AddAllowed(state, &writer);
   writer.Raw("temperature", FloatText(context.temperature)).Raw("top_p", FloatText(context.top_p));
   writer.Number("top_k", context.top_k).Raw("min_p", FloatText(context.min_p));
   writer.Number("seed", start.seed());

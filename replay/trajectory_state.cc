@@ -27,6 +27,21 @@ absl::Status ApplyStart(TrajectoryState* state, const journal::TrajectoryStart& 
   return absl::OkStatus();
 }
 
+absl::Status ApplyAllowed(TrajectoryState* state, const journal::SampledTokens& sampled) {
+  if (sampled.allowed_counts_size() == 0 && sampled.allowed_logprobs_size() == 0)
+    return absl::OkStatus();
+  if (sampled.allowed_counts_size() != sampled.ids_size() ||
+      sampled.allowed_logprobs_size() != sampled.ids_size())
+    return Bad(*state, "what a mask left is not said of every token");
+  state->allowed_counts.resize(sampled.position(), 0);
+  state->allowed_counts.insert(state->allowed_counts.end(), sampled.allowed_counts().begin(),
+                               sampled.allowed_counts().end());
+  state->allowed_logprobs.resize(sampled.position(), 0);
+  state->allowed_logprobs.insert(state->allowed_logprobs.end(), sampled.allowed_logprobs().begin(),
+                                 sampled.allowed_logprobs().end());
+  return absl::OkStatus();
+}
+
 absl::Status ApplySampled(TrajectoryState* state, const journal::SampledTokens& sampled) {
   const uint64_t begin = state->tokens.size();
   if (sampled.position() != begin) {
@@ -37,6 +52,7 @@ absl::Status ApplySampled(TrajectoryState* state, const journal::SampledTokens& 
     return Bad(*state, fmt::format("{} sampled tokens with {} log-probabilities",
                                    sampled.ids_size(), sampled.logprobs_size()));
   }
+  RETURN_IF_ERROR(ApplyAllowed(state, sampled));
   const uint64_t end = begin + static_cast<uint64_t>(sampled.ids_size());
   state->tokens.insert(state->tokens.end(), sampled.ids().begin(), sampled.ids().end());
   state->loss_mask.resize(end, 1);

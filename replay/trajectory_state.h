@@ -69,6 +69,10 @@ struct TrajectoryState {
   // far as the last that has some, and all of them in order.
   std::vector<uint32_t> kept_counts;
   std::vector<int32_t> kept_ids;
+  // Of tokens that were sampled under a mask, as far as the last of them: how many tokens it left (0:
+  // it forbade none) and the log-probability of them together. Empty: no mask forbade anything.
+  std::vector<uint32_t> allowed_counts;
+  std::vector<float> allowed_logprobs;
   std::optional<journal::RewardDone> reward;
   std::optional<journal::Sealed> sealed;
   std::vector<journal::Resumed> resumed;

@@ -124,6 +124,10 @@ void ReadSampling(Fields& fields, JobSpec* job) {
   job->top_p = static_cast<float>(fields.Number("top_p", 0, 1, true, 1.0));
   job->top_k = static_cast<int32_t>(fields.Int("top_k", 0, INT32_MAX, 0));
   job->min_p = static_cast<float>(fields.Number("min_p", 0, 1, false, 0));
+  job->structured = fields.Bool("structured", false);
+  if (fields.Has("tool_choice") && !job->structured)
+    fields.Fail("tool_choice", "stands without structured = true");
+  job->tool_choice = fields.String("tool_choice", "auto");
 }
 
 void ReadJobLimits(Fields& fields, JobSpec* job) {

@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/chat.h"
+#include "engine/grammar.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "rollout/fields.h"
 #include "rollout/tool.h"
@@ -78,6 +79,8 @@ struct Task {
   std::string hash;                  // SHA-256 of the line as it stands in the file, hexadecimal
   std::vector<const Tool*> tools;    // into JobSpec::tools, in the job's order
   std::string tools_json;            // JSON array of their definitions; "" = none
+  // What an assistant turn may be; nullptr: anything.
+  std::shared_ptr<const engine::AnswerGrammar> first_turn, later_turns;
   sandbox::SandboxSpec sandbox;
   RewardSpec reward;
 };
@@ -97,6 +100,8 @@ struct JobSpec {
   float top_p = 1.0f;
   int32_t top_k = 0;  // 0 = all
   float min_p = 0;
+  bool structured = false;           // calls are forced to be well formed and to fit their schemas
+  std::string tool_choice = "auto";  // of the first turn; likewise "required", or a tool's name
 
   int64_t max_tokens = 0;  // after the prompt, sampled and fed
   int64_t max_turns = 0;

@@ -197,6 +197,10 @@ class Scheduler {
   bool Runnable(const LivePtr& live) const;
   bool HasRunnable() const;
   void StepOnce();
+  // Puts the grammar of the turn that it samples, if it has one, into its sampling parameters; made
+  // of the log alone, so that it is the same after a restart. FAILED_PRECONDITION as
+  // Engine::MasksFor.
+  absl::Status Constrain(const LivePtr& live);
   // Empty, or with what the prefix cache has of its prompt.
   void BeginSequence(const LivePtr& live);
   void OnStepped(absl::Span<const engine::StepItem> items, const std::vector<LivePtr>& lives,

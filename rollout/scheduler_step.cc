@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/status_macros.h"
 #include "engine/config.h"
 #include "rollout/identity.h"
 #include "rollout/scheduler_parts.h"
@@ -54,6 +55,12 @@ void Scheduler::StepOnce() {
         continue;
       }
       size_t count = std::min({left, kPrefillChunk, budget, end - fed});
+      if (count == left) {
+        if (absl::Status fits = Constrain(live); !fits.ok()) {
+          unfit.emplace_back(live->job, std::move(fits));
+          continue;
+        }
+      }
       budget -= count;
       engine::StepItem item;
       item.sequence = live->sequence.get();
@@ -93,6 +100,22 @@ void Scheduler::StepOnce() {
   const int64_t step_us = stopwatch.ElapsedMicros();
   CountStep(items, step_us);
   OnStepped(items, lives, visits, step_us);
+}
+
+absl::Status Scheduler::Constrain(const LivePtr& live) {
+  // A turn goes on, or the next one begins.
+  const replay::Segment& last = live->state.segments.back();
+  const bool begun = last.role == replay::Segment::Role::kSampled;
+  const size_t begin = begun ? last.begin : live->state.tokens.size();
+  const Task& task = *live->plan.task;
+  const auto& grammar =
+      (begun ? last.turn : live->state.turns) == 0 ? task.first_turn : task.later_turns;
+  std::shared_ptr<engine::AnswerConstraint>& constraint = live->sampling.constraint;
+  if (grammar == nullptr || (constraint != nullptr && constraint->begin() == begin))
+    return absl::OkStatus();
+  ASSIGN_OR_RETURN(std::shared_ptr<engine::TokenMasks> masks, engine_->MasksFor(grammar));
+  constraint = std::make_shared<engine::AnswerConstraint>(std::move(masks), begin);
+  return absl::OkStatus();
 }
 
 void Scheduler::BeginSequence(const LivePtr& live) {
@@ -168,6 +191,7 @@ void Scheduler::OnStepped(absl::Span<const engine::StepItem> items,
       sampled->add_kept_counts(static_cast<uint32_t>(kept.size()));
       sampled->mutable_kept_ids()->Add(kept.begin(), kept.end());
     }
+    NoteAllowed(items[i].sampled[0], sampled);
     Write(live, std::move(entry));
     Advance(live);
   }

@@ -2,8 +2,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
 #include "base/status_macros.h"
 #include "rollout/identity.h"
@@ -89,12 +92,63 @@ absl::Status ReadTask(const Json& json, const std::string& where, const std::str
   return fields.Finish();
 }
 
+// The grammars of a task's turns. Tasks with the same tools share them.
+class Grammars {
+ public:
+  explicit Grammars(const JobSpec& job) : job_(job) {}
+
+  absl::Status Set(const std::string& where, Task* task) {
+    if (!job_.structured) return absl::OkStatus();
+    const bool automatic = job_.tool_choice == "auto";
+    if (task->tools.empty()) {
+      if (automatic) return absl::OkStatus();
+      return absl::InvalidArgumentError(fmt::format(
+          "{}: sampling.tool_choice is \"{}\" in the job file, and the task has no tools", where,
+          job_.tool_choice));
+    }
+    auto& [first, later] = known_[task->tools_json];
+    if (later == nullptr) {
+      engine::GrammarSpec spec;
+      spec.mode = job_.mode;
+      spec.tools_json = task->tools_json;
+      RETURN_IF_ERROR(Compile(where, spec, &later));
+      first = later;
+      if (!automatic) {
+        const bool named = job_.tool_choice != "required";
+        spec.choice = named ? engine::CallChoice::kNamed : engine::CallChoice::kRequired;
+        if (named) spec.tool = job_.tool_choice;
+        RETURN_IF_ERROR(Compile(where, spec, &first));
+      }
+    }
+    task->first_turn = first;
+    task->later_turns = later;
+    return absl::OkStatus();
+  }
+
+ private:
+  using Grammar = std::shared_ptr<const engine::AnswerGrammar>;
+  static absl::Status Compile(const std::string& where, const engine::GrammarSpec& spec,
+                              Grammar* out) {
+    auto grammar = engine::AnswerGrammar::Compile(spec);
+    if (!grammar.ok()) {
+      return absl::InvalidArgumentError(
+          fmt::format("{}: sampling.structured: {}", where, Message(grammar.status())));
+    }
+    *out = *std::move(grammar);
+    return absl::OkStatus();
+  }
+
+  const JobSpec& job_;
+  std::map<std::string, std::pair<Grammar, Grammar>> known_;  // by tools: first turn, later turns
+};
+
 }  // namespace
 
 absl::Status ReadTasks(std::string_view text, const std::string& file, const std::string& directory,
                        const sandbox::SandboxSpec& sandbox, const std::optional<RewardSpec>& reward,
                        JobSpec* job) {
   std::set<std::string> ids;
+  Grammars grammars(*job);
   int64_t ordinal = 0;
   for (int64_t line = 1; !text.empty(); ++line) {
     size_t end = std::min(text.find('\n'), text.size());
@@ -116,6 +170,7 @@ absl::Status ReadTasks(std::string_view text, const std::string& file, const std
     task.group = static_cast<uint32_t>(index);
     task.hash = Hex(Sha256(content));
     RETURN_IF_ERROR(ReadTask(*json, where, directory, sandbox, reward, *job, &task));
+    RETURN_IF_ERROR(grammars.Set(where, &task));
     if (!ids.insert(task.id).second) {
       return absl::InvalidArgumentError(
           fmt::format("{}: id \"{}\" was used by an earlier task", where, task.id));

@@ -91,6 +91,12 @@ journal::TrajectoryEntry SealEntry(std::string_view status, std::string_view sto
   return entry;
 }
 
+void NoteAllowed(const engine::SampledToken& token, journal::SampledTokens* sampled) {
+  if (token.allowed == 0) return;
+  sampled->add_allowed_counts(static_cast<uint32_t>(token.allowed));
+  sampled->add_allowed_logprobs(token.allowed_logprob);
+}
+
 journal::TrajectoryEntry DroppedEntry() {
   return SealEntry("aborted", "dropped", "", "another sample of its group cannot be used");
 }

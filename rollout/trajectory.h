@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/chat.h"
+#include "engine/engine.h"
 #include "engine/tokenizer.h"
 #include "replay/trajectory_state.h"
 #include "reprise/journal/v1/journal.pb.h"
@@ -88,6 +89,10 @@ class TrajectoryLogic {
   int64_t max_context_;
   std::string log_engine_digest_;
 };
+
+// Notes in `sampled` what a constraint left of the token that was added to it last.
+// REQUIRES: it has one token.
+void NoteAllowed(const engine::SampledToken& token, journal::SampledTokens* sampled);
 
 // A last entry for a trajectory that cannot go on (platform failure) or must not (cancelled).
 journal::TrajectoryEntry SealEntry(std::string_view status, std::string_view stop_reason,

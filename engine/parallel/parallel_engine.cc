@@ -178,7 +178,7 @@ class ParallelEngine final : public Engine {
   }
 
   absl::StatusOr<std::shared_ptr<TokenMasks>> MasksFor(
-      std::shared_ptr<const AnswerGrammar> grammar) override {
+      std::shared_ptr<const AnswerGrammar> grammar) const override {
     return own_->MasksFor(std::move(grammar));
   }
 

@@ -12,6 +12,7 @@
 #include "base/status_macros.h"
 #include "rollout/identity.h"
 #include "rollout/text.h"
+#include "rollout/trajectory.h"
 
 namespace reprise::rollout::http {
 
@@ -84,6 +85,7 @@ journal::TrajectoryEntry SampledEntry(uint64_t position, const engine::SampledTo
   sampled->add_ids(token.id);
   sampled->add_logprobs(token.logprob);
   sampled->set_weight_version(weight_version);
+  NoteAllowed(token, sampled);
   if (token.top.empty() && token.raw_logprob == token.logprob) return entry;
   journal::TokenAlternatives* other = sampled->add_alternatives();
   other->set_raw_logprob(token.raw_logprob);

@@ -33,6 +33,7 @@ thinking = "chat"
 
 [sampling]
 temperature = 1.0
+structured = true
 
 [limits]
 max_tokens = 512

@@ -67,6 +67,19 @@ def test_what_tokens_were_drawn_from_and_advantages(daemons: Daemons) -> None:
     assert abs(sum(one.advantage or 0 for one in records)) < 1e-6
 
 
+def test_what_masks_left(daemons: Daemons) -> None:
+    keys = {"sampling": {"temperature": 2.0, "structured": True, "tool_choice": "required"}}
+    with Client(daemons.state) as client:
+        client.submit(daemons.job("masked", limit=1, **keys))
+        records = list(client.records("masked", follow=True))
+    for record in records:
+        counts, mass = record.allowed_counts, record.allowed_logprobs
+        assert counts is not None and mass is not None and mass.dtype == np.float32
+        assert not counts[record.loss_mask == 0].any() and not mass[counts == 0].any()
+        assert (mass <= 0).all() and (record.logprobs[counts == 1] == 0).all()
+        assert counts[record.prompt_len] > 0 and record.fields["tool_calls"]
+
+
 def test_no_reward_is_not_zero(ungraded: Record) -> None:
     assert ungraded.reward is None and math.isnan(ungraded.reward_or_nan)
     assert ungraded.advantage is None and np.isnan(ungraded.advantages[ungraded.loss_mask == 1]).all()

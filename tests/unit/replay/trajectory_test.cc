@@ -156,6 +156,22 @@ TEST(Export, IsTheSameWhateverCrashed) {
   EXPECT_EQ(record["digest"], Hex(TrajectoryDigest(*quiet)));
 }
 
+TEST(Export, WhatMasksLeftIsOfEveryToken) {
+  TrajectoryState state;
+  Entry masked = Sampled(4, {12, 13});
+  masked.mutable_sampled()->add_allowed_counts(5);
+  masked.mutable_sampled()->add_allowed_logprobs(-0.25f);
+  for (const Entry& entry : {Start(), Sampled(3, {9})}) ASSERT_TRUE(state.Apply(entry).ok());
+  EXPECT_EQ(state.Apply(masked).code(), absl::StatusCode::kDataLoss);
+  masked.mutable_sampled()->add_allowed_counts(0);
+  masked.mutable_sampled()->add_allowed_logprobs(0);
+  for (const Entry& entry : {masked, Sampled(6, {14}), Seal()})
+    ASSERT_TRUE(state.Apply(entry).ok());
+  const auto record = nlohmann::json::parse(*ExportRecordJson(state, ExportContext()));
+  EXPECT_EQ(record["allowed_counts"], (nlohmann::json{0, 0, 0, 0, 5, 0, 0}));
+  EXPECT_EQ(record["allowed_logprobs"], (nlohmann::json{0, 0, 0, 0, -0.25, 0, 0}));
+}
+
 TEST(Export, NoRewardIsNullAndInfrastructureIsNotValid) {
   std::vector<Entry> log = {Start(), Sampled(3, {1})};
   Entry reward;

@@ -29,6 +29,8 @@ class Record:
     routed_experts: NDArray[Any] | None  # u8 or u16 [T-1, layers, experts a token]
     kept_offsets: NDArray[np.int64] | None  # [T+1]: token i was drawn from kept_ids[offsets[i]:offsets[i + 1]]
     kept_ids: NDArray[np.int32] | None
+    allowed_counts: NDArray[np.int32] | None  # [T]: tokens that a mask left, 0 where it forbade none
+    allowed_logprobs: NDArray[np.float32] | None  # [T]: ln of the probability that they had together
     prompt_len: int
     reward: float | None
     advantage: float | None  # None without a reward, or where the job records none
@@ -76,7 +78,7 @@ def _routes(value: dict[str, Any] | None) -> NDArray[Any] | None:
     return np.frombuffer(base64.b64decode(value["data_base64"]), dtype).reshape(value["shape"])
 
 
-def _ints(value: list[int] | None, dtype: Any) -> NDArray[Any] | None:
+def _array(value: list[Any] | None, dtype: Any) -> NDArray[Any] | None:
     return None if value is None else np.array(value, dtype)
 
 
@@ -93,8 +95,10 @@ def parse_record(text: str) -> Record:
         logprobs=np.array(fields["logprobs"], np.float32),  # null (no finite number) becomes NaN
         weight_versions=np.array(fields["weight_versions"], np.int64),
         routed_experts=_routes(fields.get("routed_experts")),
-        kept_offsets=_ints(fields.get("kept_offsets"), np.int64),
-        kept_ids=_ints(fields.get("kept_ids"), np.int32),
+        kept_offsets=_array(fields.get("kept_offsets"), np.int64),
+        kept_ids=_array(fields.get("kept_ids"), np.int32),
+        allowed_counts=_array(fields.get("allowed_counts"), np.int32),
+        allowed_logprobs=_array(fields.get("allowed_logprobs"), np.float32),
         prompt_len=fields["prompt_len"],
         reward=None if fields["reward"] is None else float(fields["reward"]),
         advantage=fields.get("advantage"),
@@ -105,6 +109,9 @@ def parse_record(text: str) -> Record:
     for name in ("loss_mask", "logprobs", "weight_versions"):
         if len(getattr(record, name)) != len(record.token_ids):
             raise ValueError(f"{record.id}: {name} has not the length of token_ids")
+    for one in (record.allowed_counts, record.allowed_logprobs):
+        if one is not None and len(one) != len(record.token_ids):
+            raise ValueError(f"{record.id}: what masks left has not the length of token_ids")
     offsets, kept = record.kept_offsets, record.kept_ids
     if offsets is not None and kept is not None and (len(offsets) != len(record.token_ids) + 1 or offsets[-1] != len(kept)):
         raise ValueError(f"{record.id}: kept_offsets do not fit token_ids and kept_ids")
