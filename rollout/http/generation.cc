@@ -60,6 +60,9 @@ Generation::Generation(GenerationSpec spec, const engine::Tokenizer* tokenizer, 
       stop_(spec_.stop, spec_.include_stop),
       stop_on_(spec_.stop_after_id < 0) {
   spec_.sampling.prompt_tokens = static_cast<int64_t>(prompt_);
+  if (spec_.masks != nullptr) {
+    spec_.sampling.constraint = std::make_shared<engine::AnswerConstraint>(spec_.masks, prompt_);
+  }
   forced_ = spec_.sampling;
   forced_.logit_bias.emplace_back(eos_id_, kNever);
   for (const int32_t id : forced_.stop_ids) forced_.logit_bias.emplace_back(id, kNever);

@@ -22,6 +22,7 @@ struct GenerationSpec {
   std::vector<int32_t> prompt;
   engine::SamplingParams
       sampling;                   // stop_ids are those of the request, without the end of sentence
+  std::shared_ptr<engine::TokenMasks> masks;  // of the form that it has; nullptr: free text
   int64_t max_tokens = 0;         // >= 1
   int64_t min_tokens = 0;         // before these no end of sentence and no stop token is sampled
   std::vector<std::string> stop;  // texts that end the answer

@@ -10,6 +10,7 @@
 #include "base/status_macros.h"
 #include "engine/chat_text.h"
 #include "engine/sampler.h"
+#include "rollout/http/guide.h"
 #include "rollout/text.h"
 
 namespace reprise::rollout::http {
@@ -43,23 +44,14 @@ void ReadLogitBias(const ServedModel& model, RequestFields* fields, GenerationSp
 
 // What this engine cannot do is refused, never left out in silence.
 void RefuseUnsupported(bool chat, RequestFields* fields) {
-  if (const JsonValue* format = fields->Find("response_format")) {
-    const JsonValue* type = format->Find("type");
-    if (type == nullptr || type->text != "text")
-      fields->Fail("response_format",
-                   "only {\"type\": \"text\"} is served: decoding is not guided");
-  }
   for (const char* field :
-       {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"}) {
-    if (fields->Has(field)) fields->Fail(field, "not served: decoding is not guided");
+       {"guided_regex", "guided_choice", "guided_grammar", "structured_outputs"}) {
+    if (fields->Has(field)) fields->Fail(field, "not served: guided_json is");
   }
   if (fields->Bool("use_beam_search", false)) fields->Fail("use_beam_search", "not served");
   if (fields->Has("suffix")) fields->Fail("suffix", "not served");
   if (fields->Has("prompt_logprobs")) fields->Fail("prompt_logprobs", "not served");
   if (fields->Int("best_of", 1, 1).has_value() && chat) fields->Fail("best_of", "not served");
-  const JsonValue* choice = fields->Find("tool_choice");
-  if (choice != nullptr && choice->text != "auto" && choice->text != "none")
-    fields->Fail("tool_choice", "only \"auto\" and \"none\" are served: decoding is not guided");
 }
 
 // DeepSeek's `thinking`, vLLM's `chat_template_kwargs`, OpenAI's `reasoning_effort`.
@@ -99,6 +91,14 @@ void ReadThinking(RequestFields* fields, engine::ChatOptions* options) {
   }
 }
 
+void ReadMasks(const std::optional<Guide>& guide, ThinkingMode mode, const ServedModel& model,
+               RequestFields* fields, OpenAiRequest* request) {
+  if (!guide.has_value() || !fields->status().ok()) return;
+  auto masks = MasksOf(*guide, mode, model);
+  if (!masks.ok()) return fields->Fail(masks.status());
+  request->spec.masks = *std::move(masks);
+}
+
 void ReadChat(const ServedModel& model, ThinkingMode default_mode, RequestFields* fields,
               OpenAiRequest* request) {
   engine::ChatOptions options;
@@ -108,11 +108,17 @@ void ReadChat(const ServedModel& model, ThinkingMode default_mode, RequestFields
   if (messages == nullptr || !messages->is_array() || messages->items.empty())
     return fields->Fail("messages", "an array with at least one message is wanted");
   const JsonValue* tools = fields->Find("tools");
-  const bool none = fields->String("tool_choice", "auto") == "none";
+  const JsonValue* choice = fields->Find("tool_choice");
+  const bool none = choice != nullptr && choice->text == "none";
   if (tools != nullptr && !tools->is_array()) return fields->Fail("tools", "an array is wanted");
   if (tools != nullptr && !tools->items.empty() && !none) options.tools_json = DumpJson(*tools);
-  auto pieces = engine::EncodeChat(DumpJson(*messages), options);
+  const std::optional<Guide> guide = ReadGuide(fields);
+  auto pieces = engine::EncodeChat(
+      DumpJson(guide.has_value() ? WithSchema(*messages, *guide) : *messages), options);
   if (!pieces.ok()) return fields->Fail("messages", Message(pieces.status()));
+  // After a quick instruction nothing is thought, whatever the mode.
+  const bool thinks = engine::JoinPieces(*pieces).ends_with(engine::kThinkOpen);
+  ReadMasks(guide, thinks ? ThinkingMode::kThinking : ThinkingMode::kChat, model, fields, request);
   request->mode = options.mode;
   request->pieces = *std::move(pieces);
   request->prompts.push_back(model.tokenizer().Encode(request->pieces));
@@ -167,6 +173,7 @@ void ReadPrompts(const ServedModel& model, RequestFields* fields, OpenAiRequest*
 
 void ReadCompletion(const ServedModel& model, RequestFields* fields, OpenAiRequest* request) {
   ReadPrompts(model, fields, request);
+  ReadMasks(ReadGuide(fields), ThinkingMode::kChat, model, fields, request);
   request->skip_special_tokens = fields->Bool("skip_special_tokens", true);
   const std::optional<int64_t> logprobs = fields->Int("logprobs", 0, kCompletionTopLogprobs);
   request->logprobs = logprobs.has_value();

@@ -51,6 +51,10 @@ void RequestFields::Fail(std::string_view field, std::string_view what) {
   if (status_.ok()) status_ = BadField(field, what);
 }
 
+void RequestFields::Fail(const absl::Status& error) {
+  if (status_.ok()) status_ = error;
+}
+
 double RequestFields::Number(std::string_view field, double min, double max, double fallback) {
   const JsonValue* value = Find(field);
   if (value == nullptr) return fallback;

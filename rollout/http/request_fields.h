@@ -43,6 +43,7 @@ class RequestFields {
   std::vector<int32_t> Ids(std::string_view field, int64_t max);
 
   void Fail(std::string_view field, std::string_view what);
+  void Fail(const absl::Status& error);  // as BadField makes it
   const absl::Status& status() const { return status_; }
 
  private:

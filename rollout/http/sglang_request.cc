@@ -8,6 +8,7 @@
 #include "base/status_macros.h"
 #include "engine/chat_text.h"
 #include "engine/sampler.h"
+#include "rollout/http/guide.h"
 #include "rollout/http/openai_request.h"
 
 namespace reprise::rollout::http {
@@ -81,10 +82,16 @@ absl::StatusOr<OpenAiRequest> ReadGenerateRequest(const JsonValue& body, const S
   request.n = sampling.Int("n", 1, kChoicesMax, 1);
   if (const auto seed = sampling.Int("sampling_seed", 0, std::numeric_limits<int64_t>::max()))
     request.seed = static_cast<uint64_t>(*seed);
-  for (const char* field : {"json_schema", "regex", "ebnf", "structural_tag"}) {
-    if (sampling.Has(field)) sampling.Fail(field, "not served: decoding is not guided");
+  for (const char* field : {"regex", "ebnf", "structural_tag"}) {
+    if (sampling.Has(field)) sampling.Fail(field, "not served: json_schema is");
   }
+  const std::optional<Guide> guide = ReadSchemaGuide(&sampling, "json_schema");
+  if (guide.has_value() && request.spec.ignore_eos)
+    sampling.Fail("ignore_eos", "not served with json_schema: the form ends");
   RETURN_IF_ERROR(sampling.status());
+  if (guide.has_value()) {
+    ASSIGN_OR_RETURN(request.spec.masks, MasksOf(*guide, engine::ThinkingMode::kChat, model));
+  }
   if (request.prompts.empty() ||
       static_cast<int64_t>(request.prompts.size()) * request.n > kChoicesMax)
     return BadField("n", fmt::format("from 1 to {} answers are served", kChoicesMax));

@@ -153,7 +153,7 @@ class OpenAi(unittest.TestCase):
     def test_errors_name_the_field(self):
         for field, value in (("temperature", -1), ("temperature", "hot"), ("top_p", 0), ("top_k", 1.5), ("n", 0),
                              ("max_tokens", 0), ("stop", [""]), ("messages", []), ("logit_bias", {"x": 1}),
-                             ("tool_choice", "required"), ("response_format", {"type": "json_object"}),
+                             ("tool_choice", "maybe"), ("response_format", {"type": "json_object"}),
                              ("top_logprobs", 3), ("messages", [{"role": "nobody", "content": "x"}]),
                              ("reasoning_effort", "some"), ("frequency_penalty", 3), ("max_tokens", 10**7)):
             error = self.post(CHAT, chat(**{field: value}), status=400).json()["error"]
@@ -166,6 +166,62 @@ class OpenAi(unittest.TestCase):
         self.assertEqual(self.post(CHAT, chat(model="gpt"), 404).json()["error"]["code"], "model_not_found")
         refused = self.daemon.request("POST", CHAT, chat(), owner=False)
         self.assertEqual((refused.status, refused.json()["error"]["code"]), (401, "invalid_api_key"))
+
+    def test_calls_that_must_be_made_and_fit(self):
+        def tool(name, **more):
+            schema = {"type": "object", "additionalProperties": False, "required": ["path"],
+                      "properties": {"path": {"type": "string", "maxLength": 12}, "mode": {"enum": ["r", "w"]},
+                                     "lines": {"type": "array", "items": {"type": "integer"}, "maxItems": 2}}}
+            return {"type": "function", "function": {"name": name, "parameters": schema, **more}}
+
+        tools = [tool("open"), tool("open_all")]
+        for choice, names in (("required", {"open", "open_all"}),
+                              ({"type": "function", "function": {"name": "open_all"}}, {"open_all"})):
+            for seed in range(4):
+                body = chat(tools=tools, tool_choice=choice, temperature=3, seed=seed, max_tokens=900,
+                            parallel_tool_calls=False)
+                answer = self.post(CHAT, body).json()["choices"][0]
+                self.assertEqual(answer["finish_reason"], "tool_calls", answer)
+                self.assertFalse(answer["message"]["content"])
+                [call] = answer["message"]["tool_calls"]
+                self.assertIn(call["function"]["name"], names)
+                arguments = json.loads(call["function"]["arguments"])
+                self.assertLessEqual(set(arguments), {"path", "mode", "lines"})
+                self.assertLessEqual(len(arguments["path"]), 12)
+                self.assertIn(arguments.get("mode", "r"), ("r", "w"))
+                self.assertTrue(all(isinstance(line, int) for line in arguments.get("lines", [])))
+                message, _, reason = joined(self.post(CHAT, {**body, "stream": True}).events())
+                self.assertEqual((reason, message["tool_calls"]), ("tool_calls", [call["function"]]))
+        hot = chat(temperature=3, max_tokens=60, n=8, tools=[tool("open", strict=True)])
+        for choice in self.post(CHAT, hot).json()["choices"]:
+            self.assertNotIn("DSML", choice["message"]["content"] or "")
+        other = {"type": "string", "pattern": "a+"}
+        odd = {"type": "function", "function": {"name": "odd", "parameters": {
+            "type": "object", "properties": {"p": other}}}}
+        for fields, param in (({"tools": [odd], "tool_choice": "required"}, "tools"),
+                              ({"tool_choice": {"type": "function", "function": {"name": "no"}}}, "tool_choice"),
+                              ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+                              ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos")):
+            error = self.post(CHAT, chat(**fields), status=400).json()["error"]
+            self.assertEqual(error["param"], param, error)
+        self.assertEqual(self.post(CHAT, chat(tools=[odd], max_tokens=1)).status, 200)
+
+    def test_content_of_a_schema(self):
+        schema = {"type": "object", "required": ["n", "who"], "properties": {
+            "n": {"type": "integer", "minimum": 0}, "who": {"type": "string", "maxLength": 5}}}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+        for fields in ({"response_format": form}, {"guided_json": schema}):
+            answer = self.post(CHAT, chat(tools=[], temperature=2, max_tokens=300, **fields)).json()["choices"][0]
+            self.assertEqual(answer["finish_reason"], "stop", answer)
+            value = json.loads(answer["message"]["content"])
+            self.assertEqual(set(value), {"n", "who"})
+            self.assertTrue(isinstance(value["n"], int) and value["n"] >= 0 and len(value["who"]) <= 5)
+        thinking = chat(tools=[], temperature=2, max_tokens=2000, response_format=form,
+                        thinking={"type": "enabled"}, logit_bias={"630": 8})
+        message = self.post(CHAT, thinking).json()["choices"][0]["message"]
+        self.assertEqual(set(json.loads(message["content"])), {"n", "who"})
+        base = {"model": "tiny-v4", "prompt": "x", "max_tokens": 300, "guided_json": json.dumps(schema)}
+        self.assertEqual(set(json.loads(self.post(TEXT, base).json()["choices"][0]["text"])), {"n", "who"})
 
     # A connection whose endless request has the only place: one that comes while the request before it still has that
     # place is refused, and made again.

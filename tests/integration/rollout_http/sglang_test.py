@@ -55,6 +55,14 @@ class Generate(unittest.TestCase):
         self.assertEqual(meta["finish_reason"], {"type": "stop", "matched": self.ids[-1]})
         self.assertEqual((meta["prompt_tokens"], meta["completion_tokens"]), (len(self.prompt), len(self.ids)))
 
+    def test_a_schema_of_the_answer(self):
+        schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
+        params = {"temperature": 2, "max_new_tokens": 60, "json_schema": json.dumps(schema)}
+        value = json.loads(self.post({"input_ids": self.prompt, "sampling_params": params}).json()["text"])
+        self.assertTrue(2 <= len(value) <= 4 and set(value) <= {True, False}, value)
+        for more in ({"regex": "a+"}, {"json_schema": "{"}, {"json_schema": '{"format": "x"}'}):
+            self.post({"input_ids": self.prompt, "sampling_params": {**params, **more}}, 400)
+
     def test_stream(self):
         events = self.post({"input_ids": self.prompt, "stream": True,
                             "sampling_params": {"temperature": 0, "max_new_tokens": 5}}).events()
