@@ -17,6 +17,7 @@
 #include "engine/grammar.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "rollout/fields.h"
+#include "rollout/retention_options.h"
 #include "rollout/tool.h"
 
 namespace reprise::rollout {
@@ -34,15 +35,6 @@ struct WeightsPolicy {
   bool drain = false;   // they end under their old version, else they go on under the new one
   bool keep_kv = true;  // where they go on: their KV state stays, else it is made again
   int64_t max_staleness = -1;  // ended where their first token is more versions old; -1 = no bound
-};
-
-// What becomes of a trajectory in a file of its own, once nobody may still ask for it and it is old
-// enough, or the files take too much room.
-enum class Retention {
-  kDaemon,  // as the daemon was started
-  kKeep,    // the file stays
-  kExport,  // its record goes to the daemon's directory for them, then it is dropped
-  kDrop     // it is forgotten
 };
 
 // What becomes of a group with a sample that cannot be used: it is delivered with that sample marked

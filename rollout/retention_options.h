@@ -5,9 +5,17 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "rollout/job.h"
 
 namespace reprise::rollout {
+
+// What becomes of a trajectory in a file of its own, once nobody may still ask for it and it is old
+// enough, or the files take too much room.
+enum class Retention {
+  kDaemon,  // as the daemon was started
+  kKeep,    // the file stays
+  kExport,  // its record goes to the daemon's directory for them, then it is dropped
+  kDrop     // it is forgotten
+};
 
 struct RetentionOptions {
   Retention policy = Retention::kKeep;  // of jobs that do not say; never kDaemon

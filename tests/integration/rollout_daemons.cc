@@ -22,13 +22,15 @@ std::string ShTool(const std::string& command, const std::string& limits) {
       command, limits);
 }
 
-Daemons::Daemons(const std::string& state, int threads, const std::string& helper_dir)
+Daemons::Daemons(const std::string& state, int threads, const std::string& helper_dir,
+                 const RetentionOptions& retention)
     : files_("job") {
   EmbeddedOptions options;
   options.state_dir = state;
   options.durability = storage::Durability::kOs;
   options.threads = threads;
   options.helper_dir = helper_dir;
+  options.retention = retention;
   auto embedded = Embedded::Start(options);
   EXPECT_TRUE(embedded.ok()) << embedded.status();
   embedded_ = *std::move(embedded);

@@ -32,8 +32,10 @@ class Daemons {
  public:
   // Goes on with what is in `state`.
   explicit Daemons(const std::string& state, int threads = 2,
-                   const std::string& helper_dir = REPRISE_BIN_DIR);
+                   const std::string& helper_dir = REPRISE_BIN_DIR,
+                   const RetentionOptions& retention = {});
   const std::string& address() const { return embedded_->rollout_address(); }
+  const std::string& sandbox_address() const { return embedded_->sandbox_address(); }
   wire::RolloutService::Stub* stub() { return stub_.get(); }
 
   // Submits without waiting.
