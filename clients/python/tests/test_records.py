@@ -68,7 +68,12 @@ def test_what_tokens_were_drawn_from_and_advantages(daemons: Daemons) -> None:
 
 
 def test_what_masks_left(daemons: Daemons) -> None:
-    keys = {"sampling": {"temperature": 2.0, "structured": True, "tool_choice": "required"}}
+    keys = {
+        "sampling": {"temperature": 2.0, "structured": True, "tool_choice": "required"},
+        "limits": {"max_tokens": 256},
+        "tools": [{"definition": f"{daemons.model}/tool_sh.json", "command": ["/bin/sh", "-c", "{command}"]}],
+        "sandbox": {"tier": "function"},
+    }
     with Client(daemons.state) as client:
         client.submit(daemons.job("masked", limit=1, **keys))
         records = list(client.records("masked", follow=True))
