@@ -169,31 +169,5 @@ TEST_F(RolloutToolsTest, AGraderThatBreaksGivesNoReward) {
   for (size_t i = 3; i < 6; ++i) EXPECT_EQ(ended.records[i]["valid"], true);
 }
 
-TEST_F(RolloutToolsTest, SlowVerifiersHoldUpNoTool) {
-  // More than kGradeThreads of rollout/scheduler.h.
-  constexpr int kSlow = 36;
-  base::ScratchDir files("slow");
-  std::string tasks;
-  for (int i = 0; i < kSlow; ++i)
-    tasks += "{\"id\": \"t" + std::to_string(i) + "\", \"prompt\": \"Say " + std::to_string(i) + ".\"}\n";
-  ASSERT_TRUE(base::WriteFileAtomic(files.path() + "/tasks.jsonl", tasks).ok());
-  daemons_->Submit("id = \"slow\"\nmodel = \"" + std::string(kTinyModel) + "\"\ntasks = \"" +
-                   files.path() +
-                   "/tasks.jsonl\"\n[limits]\nmax_tokens = 4\nmax_in_flight = 64\n"
-                   "[reward]\nkind = \"command\"\ncommand = [\"sleep\", \"600\"]\n"
-                   "limits = { timeout_ms = 600000 }\n");
-  daemons_->WaitTokens("slow", kSlow);
-  Daemons::Ended ended;
-  RunTool("quick", kRunShell, "timeout_ms = 10000", &ended);
-  EXPECT_EQ(ended.job.sealed(), 4u);
-  EXPECT_EQ(daemons_->Get("slow").sealed(), 0u);
-  wire::CancelJobRequest request;
-  request.set_job_id("slow");
-  grpc::ClientContext context;
-  wire::Job job;
-  ASSERT_TRUE(daemons_->stub()->Cancel(&context, request, &job).ok());
-  for (const Json& record : daemons_->Finish("slow").records) EXPECT_EQ(record["reward"], Json());
-}
-
 }  // namespace
 }  // namespace reprise::rollout
