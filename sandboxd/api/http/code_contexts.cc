@@ -12,7 +12,6 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/numbers.h"
-#include "absl/synchronization/notification.h"
 #include "base/ids.h"
 #include "base/status_macros.h"
 #include "sandboxd/api/http/code_stream.h"
@@ -44,13 +43,6 @@ Json ContextJson(const Context& context) {
   return {{"id", context.id},
           {"language", context.language},
           {"cwd", context.working_dir.empty() ? kWorkingDirDefault : context.working_dir}};
-}
-
-absl::StatusOr<Json> ObjectOf(const Request& request) {
-  if (request.body.empty()) return Json::object();
-  Json json = Json::parse(request.body, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return absl::InvalidArgumentError("the body is not a JSON object");
-  return json;
 }
 
 // "" where it is absent or null.
@@ -193,10 +185,8 @@ class Contexts {
     signal.set_cancel(true);
     const absl::Status asked = surface_.calls->Signal(signal);
     if (!asked.ok()) return absl::IsFailedPrecondition(asked) ? absl::OkStatus() : asked;
-    absl::Notification ended;
-    Collect(surface_.calls->Attach(context.call_id), 0,
-            [&](const absl::StatusOr<Collected>&) { ended.Notify(); });
-    ended.WaitForNotification();
+    // However it ended.
+    CollectNow(surface_.calls->Attach(context.call_id), 0).IgnoreError();
     return absl::OkStatus();
   }
 
@@ -219,8 +209,7 @@ class Contexts {
       ASSIGN_OR_RETURN(context, Existing(box, named));
       if (!context.running) ++context.number;  // it ended by itself: it begins again, empty
     }
-    std::string_view key = request->header("idempotency-key");
-    if (key.empty()) key = request->header("x-request-id");
+    const std::string_view key = RetryKey(*request);
     CodeRun run;
     run.run = key.empty() ? base::RandomHex(8) : IdPart(key);
     run.last = "end_of_execution";

@@ -163,7 +163,7 @@ void Begin(const Surface& surface, std::shared_ptr<CallStream> stream, CodeRun r
       ready(source);
     };
     if (!surface.verbs->TryPost(std::move(ask)))
-      ready(absl::UnavailableError("too many requests wait, or sandboxd is stopping: try again"));
+      ready(Busy());
   });
 }
 

@@ -32,6 +32,13 @@ Response EmptyAnswer(int status) {
   return response;
 }
 
+absl::StatusOr<Json> ObjectOf(const Request& request) {
+  if (request.body.empty()) return Json::object();
+  Json json = Json::parse(request.body, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return absl::InvalidArgumentError("the body is not a JSON object");
+  return json;
+}
+
 std::string Rfc3339(int64_t micros) {
   const absl::Time time = absl::FromUnixMicros(micros);
   return absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", time, absl::UTCTimeZone());
@@ -104,6 +111,17 @@ void AddOwnerRoute(const Surface& surface, const char* method, const std::string
   const ErrorForm form = [](const absl::Status& status) { return ErrorResponse(status); };
   route.handler = OnVerbThread(surface, form, std::move(work));
   router->Add(std::move(route));
+}
+
+void AddOwnerVerb(const Surface& surface, const char* method, const std::string& pattern,
+                  std::function<absl::StatusOr<Response>(const Request&)> work, Router* router) {
+  AddOwnerRoute(
+      surface, method, pattern,
+      [work = std::move(work)](const Request& request) {
+        absl::StatusOr<Response> response = work(request);
+        return response.ok() ? *std::move(response) : ErrorResponse(response.status());
+      },
+      router);
 }
 
 }  // namespace reprise::sandboxd::http

@@ -17,6 +17,8 @@ inline constexpr int64_t kMicrosPerSecond = 1'000'000;
 
 Response Answer(int status, const nlohmann::json& json);
 Response EmptyAnswer(int status);
+// The body; empty is {}. INVALID_ARGUMENT for what is no JSON object.
+absl::StatusOr<nlohmann::json> ObjectOf(const Request& request);
 // `micros`: since the epoch.
 std::string Rfc3339(int64_t micros);
 // As E2B's SDKs read one.
@@ -45,5 +47,8 @@ void AddNextToken(const Page& page, size_t total, Response* response);
 // A route of the owner's, whose work runs on the verb pool.
 void AddOwnerRoute(const Surface& surface, const char* method, const std::string& pattern,
                    std::function<Response(const Request&)> work, Router* router);
+// The same, where an error answers as ErrorResponse has it.
+void AddOwnerVerb(const Surface& surface, const char* method, const std::string& pattern,
+                  std::function<absl::StatusOr<Response>(const Request&)> work, Router* router);
 
 }  // namespace reprise::sandboxd::http

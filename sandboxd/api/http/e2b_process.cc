@@ -118,8 +118,7 @@ class Processes {
              envd::StartRequest start;
              RETURN_IF_ERROR(Decode(codec, text, &start));
              sandbox::ExecuteRequest call = CallOf(*request, id, start);
-             std::string_view key = request->header("idempotency-key");
-             if (key.empty()) key = request->header("x-request-id");
+             const std::string_view key = RetryKey(*request);
              uint32_t pid = 0;
              if (key.empty()) {
                ASSIGN_OR_RETURN(pid, table_.NextPid(id));

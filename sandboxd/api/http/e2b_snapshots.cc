@@ -22,13 +22,6 @@ using Json = nlohmann::json;
 constexpr int64_t kForkTimeout = 300;  // seconds, where the request has none
 constexpr int64_t kForksMax = 100;     // of one request
 
-absl::StatusOr<Json> ObjectOf(const Request& request) {
-  if (request.body.empty()) return Json::object();
-  Json json = Json::parse(request.body, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return absl::InvalidArgumentError("the body is not a JSON object");
-  return json;
-}
-
 Json SnapshotJson(const sandbox::SnapshotInfo& info) {
   return {{"snapshotID", info.image().name()}, {"names", Json::array({info.image().name()})}};
 }
@@ -127,13 +120,9 @@ void AddSnapshotRoutes(const Surface& surface, LeaseTable* leases, Router* route
   auto snapshots = std::make_shared<Snapshots>(surface, leases);
   using Verb = absl::StatusOr<Response> (Snapshots::*)(const Request&) const;
   auto add = [&](const char* method, const char* pattern, Verb verb) {
-    AddOwnerRoute(
+    AddOwnerVerb(
         surface, method, pattern,
-        [snapshots, verb](const Request& request) {
-          absl::StatusOr<Response> response = (snapshots.get()->*verb)(request);
-          return response.ok() ? *std::move(response) : ErrorResponse(response.status());
-        },
-        router);
+        [snapshots, verb](const Request& request) { return (snapshots.get()->*verb)(request); }, router);
   };
   add("POST", "/sandboxes/{}/snapshots", &Snapshots::Create);
   add("GET", "/snapshots", &Snapshots::List);

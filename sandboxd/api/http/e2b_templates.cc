@@ -24,13 +24,6 @@ constexpr size_t kLogPage = 100;              // entries of one answer, as E2B g
 constexpr uint64_t kReadyTimeoutMs = 60'000;  // that a start command has to become ready
 constexpr char kReadyScript[] = "until sh -c \"$1\"; do sleep 0.2; done";
 
-absl::StatusOr<Json> ObjectOf(const Request& request) {
-  if (request.body.empty()) return Json::object();
-  Json json = Json::parse(request.body, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return absl::InvalidArgumentError("the body is not a JSON object");
-  return json;
-}
-
 std::string TextOf(const Json& json, const char* field) {
   const auto found = json.find(field);
   return found != json.end() && found->is_string() ? found->get<std::string>() : std::string();
@@ -182,13 +175,9 @@ void AddTemplateRoutes(const Surface& surface, TemplateBuilds* builds, bool tls,
   auto templates = std::make_shared<Templates>(surface, builds, tls);
   using Verb = absl::StatusOr<Response> (Templates::*)(const Request&) const;
   auto add = [&](const char* method, const char* pattern, Verb verb) {
-    AddOwnerRoute(
+    AddOwnerVerb(
         surface, method, pattern,
-        [templates, verb](const Request& request) {
-          absl::StatusOr<Response> response = (templates.get()->*verb)(request);
-          return response.ok() ? *std::move(response) : ErrorResponse(response.status());
-        },
-        router);
+        [templates, verb](const Request& request) { return (templates.get()->*verb)(request); }, router);
   };
   add("POST", "/v3/templates", &Templates::Announce);
   add("POST", "/v2/templates", &Templates::Announce);
@@ -252,16 +241,12 @@ absl::Status StartTemplate(const Surface& surface, const std::string& sandbox_id
   });
   begun.WaitForNotification();
   if (!status.ok() || built.ready_command().empty()) return status;
-  absl::Notification done;
-  absl::StatusOr<Collected> ready = absl::UnknownError("");
-  Collect(run("ready", {"sh", "-c", kReadyScript, "sh", built.ready_command()}, kReadyTimeoutMs), 0,
-          [&](absl::StatusOr<Collected> collected) {
-            ready = std::move(collected);
-            done.Notify();
-          });
-  done.WaitForNotification();
-  RETURN_IF_ERROR(ready.status());
-  if (ready->result.outcome() == sandbox::OUTCOME_EXITED) return absl::OkStatus();
+  ASSIGN_OR_RETURN(
+      const Collected ready,
+      CollectNow(
+          run("ready", {"sh", "-c", kReadyScript, "sh", built.ready_command()}, kReadyTimeoutMs),
+          0));
+  if (ready.result.outcome() == sandbox::OUTCOME_EXITED) return absl::OkStatus();
   return absl::DeadlineExceededError(
       fmt::format("the template's start command is not ready after {} s: {}",
                   kReadyTimeoutMs / 1000, built.ready_command()));

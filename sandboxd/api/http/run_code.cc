@@ -190,8 +190,7 @@ class Judges {
     absl::StatusOr<std::string> box = box_.Id();
     if (!box.ok()) return respond(Refused(box.status()));
     call->set_sandbox_id(*box);
-    std::string_view key = request->header("idempotency-key");
-    if (key.empty()) key = request->header("x-request-id");
+    const std::string_view key = RetryKey(*request);
     call->set_call_id(fmt::format("{}/{}", *box, key.empty() ? base::RandomHex(12) : IdPart(key)));
     Collect(surface_.calls->Execute(*std::move(call)), kJudgeOutputMax + (1u << 20),
             [respond, mark, parsed = *std::move(parsed)](absl::StatusOr<Collected> collected) {

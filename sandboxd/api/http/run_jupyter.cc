@@ -225,8 +225,7 @@ class Jupyter {
     sandbox::ExecuteRequest call = CallOf(parsed);
     ASSIGN_OR_RETURN(const std::string box, box_.Id());
     call.set_sandbox_id(box);
-    std::string_view key = request->header("idempotency-key");
-    if (key.empty()) key = request->header("x-request-id");
+    const std::string_view key = RetryKey(*request);
     call.set_call_id(fmt::format("{}/{}", box, key.empty() ? base::RandomHex(12) : IdPart(key)));
     Collect(surface_.calls->Execute(std::move(call)), kJudgeOutputMax,
             [respond, parsed](absl::StatusOr<Collected> collected) {

@@ -5,16 +5,13 @@
 
 #include <fmt/format.h>
 
+#include "absl/synchronization/notification.h"
 #include "replay/sha256.h"
 
 namespace reprise::sandboxd::http {
 namespace {
 
 constexpr size_t kIdPartBytesMax = 64;
-
-absl::Status Busy() {
-  return absl::UnavailableError("too many requests wait, or sandboxd is stopping: try again");
-}
 
 // Pulls events in a loop instead of in a recursion, whether they are there already or come later.
 class Collector : public std::enable_shared_from_this<Collector> {
@@ -76,6 +73,10 @@ class Collector : public std::enable_shared_from_this<Collector> {
 
 }  // namespace
 
+absl::Status Busy() {
+  return absl::UnavailableError("too many requests wait, or sandboxd is stopping: try again");
+}
+
 void PostVerb(const Surface& surface, const ErrorForm& form, const Respond& respond,
               std::function<void()> work) {
   if (!surface.verbs->TryPost(std::move(work))) respond(form(Busy()));
@@ -92,6 +93,22 @@ Handler OnVerbThread(const Surface& surface, ErrorForm form,
 void Collect(std::shared_ptr<CallStream> stream, size_t bytes_max,
              std::function<void(absl::StatusOr<Collected>)> done) {
   std::make_shared<Collector>(std::move(stream), bytes_max, std::move(done))->Pull();
+}
+
+absl::StatusOr<Collected> CollectNow(std::shared_ptr<CallStream> stream, size_t bytes_max) {
+  absl::Notification ended;
+  absl::StatusOr<Collected> collected = absl::UnknownError("");
+  Collect(std::move(stream), bytes_max, [&](absl::StatusOr<Collected> all) {
+    collected = std::move(all);
+    ended.Notify();
+  });
+  ended.WaitForNotification();
+  return collected;
+}
+
+std::string_view RetryKey(const Request& request) {
+  const std::string_view key = request.header("idempotency-key");
+  return key.empty() ? request.header("x-request-id") : key;
 }
 
 std::string IdPart(std::string_view text) {

@@ -32,6 +32,8 @@ using ErrorForm = std::function<Response(const absl::Status&)>;
 // A handler that runs `work` on the verb pool. Too many waiting: `form` of an UNAVAILABLE.
 Handler OnVerbThread(const Surface& surface, ErrorForm form,
                      std::function<Response(const Request&)> work);
+// What is said when that pool takes no more.
+absl::Status Busy();
 // Posts `work`; when the pool refuses, responds with `form` of an UNAVAILABLE.
 void PostVerb(const Surface& surface, const ErrorForm& form, const Respond& respond,
               std::function<void()> work);
@@ -46,7 +48,12 @@ struct Collected {
 // Follows `stream` to its end; `done` runs once, on any thread.
 void Collect(std::shared_ptr<CallStream> stream, size_t bytes_max,
              std::function<void(absl::StatusOr<Collected>)> done);
+// The same on a thread that may wait.
+absl::StatusOr<Collected> CollectNow(std::shared_ptr<CallStream> stream, size_t bytes_max);
 
+// What a client that tries again says once more: its Idempotency-Key, else its X-Request-ID. ""
+// without both.
+std::string_view RetryKey(const Request& request);
 // The text of a header or id as part of a call_id: characters that ids may not have become '-', and
 // long ones are cut and told apart by their hash.
 std::string IdPart(std::string_view text);

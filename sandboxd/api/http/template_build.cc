@@ -10,7 +10,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
-#include "absl/synchronization/notification.h"
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/status_macros.h"
@@ -250,26 +249,19 @@ class TemplateBuilds::Run {
     call.set_user(user);
     call.set_working_dir(argv.front() == "mkdir" ? "/" : Directory());
     call.mutable_limits()->set_timeout_ms(kStepTimeoutMs);
-    absl::Notification done;
-    absl::StatusOr<Collected> said = absl::UnknownError("");
-    Collect(surface_.calls->Execute(std::move(call)), kStepOutputMax,
-            [&](absl::StatusOr<Collected> collected) {
-              said = std::move(collected);
-              done.Notify();
-            });
-    done.WaitForNotification();
-    RETURN_IF_ERROR(said.status());
-    for (const auto& [text, level] : {std::pair(&said->out, "info"), {&said->err, "warn"}}) {
+    ASSIGN_OR_RETURN(const Collected said,
+                     CollectNow(surface_.calls->Execute(std::move(call)), kStepOutputMax));
+    for (const auto& [text, level] : {std::pair(&said.out, "info"), {&said.err, "warn"}}) {
       for (absl::string_view line :
            absl::StrSplit(absl::string_view(*text), '\n', absl::SkipEmpty()))
         Say(level, std::string(line));
     }
-    if (said->result.outcome() == sandbox::OUTCOME_EXITED && said->result.exit_code() == 0)
+    if (said.result.outcome() == sandbox::OUTCOME_EXITED && said.result.exit_code() == 0)
       return absl::OkStatus();
-    std::string why = sandbox::Outcome_Name(said->result.outcome());
-    if (said->result.outcome() == sandbox::OUTCOME_EXITED)
-      why = fmt::format("exit status {}", said->result.exit_code());
-    if (!said->result.message().empty()) why += fmt::format(": {}", said->result.message());
+    std::string why = sandbox::Outcome_Name(said.result.outcome());
+    if (said.result.outcome() == sandbox::OUTCOME_EXITED)
+      why = fmt::format("exit status {}", said.result.exit_code());
+    if (!said.result.message().empty()) why += fmt::format(": {}", said.result.message());
     return absl::AbortedError(fmt::format("step {} failed: {}", at_, why));
   }
 
