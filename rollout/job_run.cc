@@ -140,21 +140,11 @@ absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
       continue;
     }
     RETURN_IF_ERROR(head.status());
-    if (head->has_summary()) {
-      if (Seal(i, FromHead(*head)) != After::kReplaced) ++i;
-      continue;
-    }
-    ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log->Read(id));
-    auto state = replay::Fold(entries);
-    if (!state.ok()) {
-      return absl::Status(
-          state.status().code(),
-          fmt::format("trajectory {}: {}", id, Message(state.status())));
-    }
-    if (!state->sealed) {
-      Update(i, Summarize(*state));
-      unfinished_.emplace(i, *std::move(state));
-    } else if (Seal(i, Summarize(*state)) == After::kReplaced) {
+    ASSIGN_OR_RETURN(Logged logged, ReadLogged(log, id, *head));
+    if (logged.unfinished.has_value()) {
+      Update(i, std::move(logged.summary));
+      unfinished_.emplace(i, *std::move(logged.unfinished));
+    } else if (Seal(i, std::move(logged.summary)) == After::kReplaced) {
       continue;  // the next attempt at the same sample
     }
     ++i;
@@ -162,41 +152,52 @@ absl::Status JobRun::ReadLogs(replay::TrajectoryLog* log) {
   return spec_ == nullptr ? absl::OkStatus() : ReadForkLogs(log);
 }
 
+absl::StatusOr<JobRun::Logged> JobRun::ReadLogged(replay::TrajectoryLog* log, const std::string& id,
+                                                  const journal::TrajectoryHead& head) {
+  Logged logged;
+  if (head.has_summary()) {
+    logged.summary = FromHead(head);
+    logged.start.set_trajectory_id(id);
+    logged.start.set_group(head.summary().group());
+    logged.start.set_sample(head.summary().sample());
+    if (head.summary().has_external()) *logged.start.mutable_external() = head.summary().external();
+    if (head.summary().has_fork()) *logged.start.mutable_fork() = head.summary().fork();
+    return logged;
+  }
+  ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log->Read(id));
+  auto state = replay::Fold(entries);
+  if (!state.ok()) {
+    return absl::Status(state.status().code(),
+                        fmt::format("trajectory {}: {}", id, Message(state.status())));
+  }
+  logged.summary = Summarize(*state);
+  logged.start = state->start;
+  if (!state->sealed) logged.unfinished = *std::move(state);
+  return logged;
+}
+
+size_t JobRun::PlaceOf(const journal::TrajectoryStart& start) const {
+  return (start.group() - spec_->tasks[0].group) * size_t{group_size_} + start.sample();
+}
+
 absl::Status JobRun::ReadForkLogs(replay::TrajectoryLog* log) {
   ASSIGN_OR_RETURN(const std::vector<std::string> ids, log->List(id_));
   for (const std::string& id : ids) {
     if (ForkNumberOf(id) == 0) continue;
     ASSIGN_OR_RETURN(const journal::TrajectoryHead head, log->Head(id));
-    journal::TrajectoryStart start;
-    std::optional<replay::TrajectoryState> state;
-    if (head.has_summary()) {
-      start.set_group(head.summary().group());
-      start.set_sample(head.summary().sample());
-      *start.mutable_fork() = head.summary().fork();
-    } else {
-      ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log->Read(id));
-      auto folded = replay::Fold(entries);
-      if (!folded.ok()) {
-        return absl::Status(folded.status().code(),
-                            fmt::format("trajectory {}: {}", id, Message(folded.status())));
-      }
-      state = *std::move(folded);
-      start = state->start;
-    }
-    start.set_trajectory_id(id);
+    ASSIGN_OR_RETURN(Logged logged, ReadLogged(log, id, head));
+    const journal::TrajectoryStart& start = logged.start;
     const uint32_t first = spec_->tasks.empty() ? 0 : spec_->tasks[0].group;
     if (start.group() < first || start.group() - first >= groups() ||
         start.sample() >= group_size_) {
       return absl::DataLossError(fmt::format("trajectory {} has no place in job {}", id, id_));
     }
     const size_t index = AddFork(start);
-    if (!state.has_value()) {
-      Seal(index, FromHead(head));
-    } else if (state->sealed) {
-      Seal(index, Summarize(*state));
+    if (logged.unfinished.has_value()) {
+      Update(index, std::move(logged.summary));
+      unfinished_.emplace(index, *std::move(logged.unfinished));
     } else {
-      Update(index, Summarize(*state));
-      unfinished_.emplace(index, *std::move(state));
+      Seal(index, std::move(logged.summary));
     }
   }
   return absl::OkStatus();
@@ -204,8 +205,7 @@ absl::Status JobRun::ReadForkLogs(replay::TrajectoryLog* log) {
 
 size_t JobRun::AddFork(const journal::TrajectoryStart& start) {
   absl::MutexLock lock(&mutex_);
-  const size_t position = start.group() - spec_->tasks[0].group;
-  fork_places_.push_back(position * group_size_ + start.sample());
+  fork_places_.push_back(PlaceOf(start));
   trajectory_ids_.push_back(start.trajectory_id());
   attempts_.push_back(0);
   summaries_.emplace_back();
@@ -352,9 +352,9 @@ JobRun::After JobRun::Seal(size_t index, Summary summary) {
   if (after == After::kReplaced) {
     summaries_[index] = Summary();
     ++replaced_;
-    trajectory_ids_[index] = AttemptId(
-        TrajectoryId(id_, group_at(group), static_cast<uint32_t>(index % group_size_)),
-        ++attempts_[index]);
+    trajectory_ids_[index] =
+        AttemptId(TrajectoryId(id_, group_at(group), static_cast<uint32_t>(index % group_size_)),
+                  ++attempts_[index]);
   } else {
     if (after == After::kDropsItsGroup) dropped_.insert(group);
     summary.sealed = true;
@@ -396,8 +396,8 @@ std::vector<std::optional<float>> JobRun::GroupRewards(size_t position) const {
 std::vector<std::string> JobRun::replaced_ids(size_t index) const {
   const uint32_t attempts = attempt(index);
   if (attempts == 0) return {};
-  const std::string first = TrajectoryId(id_, group_at(index / group_size_),
-                                         static_cast<uint32_t>(index % group_size_));
+  const std::string first =
+      TrajectoryId(id_, group_at(index / group_size_), static_cast<uint32_t>(index % group_size_));
   std::vector<std::string> ids;
   for (uint32_t i = 0; i < attempts; ++i) ids.push_back(AttemptId(first, i));
   return ids;
@@ -415,9 +415,10 @@ wire::Job JobRun::ToProto() const {
   job.set_state(StateName(record_.state()));
   job.set_message(record_.message());
   if (waits_for_trainer && record_.state() == journal::JOB_STATE_RUNNING) {
-    job.set_message(fmt::format("no further group is begun: {} wait to be acknowledged, and "
-                                "limits.max_unacknowledged is as many",
-                                spec_->max_unacknowledged));
+    job.set_message(
+        fmt::format("no further group is begun: {} wait to be acknowledged, and "
+                    "limits.max_unacknowledged is as many",
+                    spec_->max_unacknowledged));
   }
   job.set_trajectories(static_cast<uint32_t>(summaries_.size()));
   job.set_sealed(static_cast<uint32_t>(sealed_));

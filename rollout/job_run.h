@@ -82,6 +82,9 @@ class JobRun {
   size_t all() const;
   std::string trajectory_id(size_t index) const;
   size_t place_of(size_t index) const;  // the sample that a fork branched at; else the index
+  // That of a trajectory, or of the one that it branched from. REQUIRES: spec() is there and has the
+  // start's group.
+  size_t PlaceOf(const journal::TrajectoryStart& start) const;
   size_t position_of(size_t index) const { return place_of(index) / group_size_; }  // its group's
   // What a fork becomes as one of this job's, not sealed; returns its index.
   size_t AddFork(const journal::TrajectoryStart& start);
@@ -161,6 +164,14 @@ class JobRun {
   std::atomic<int64_t> decode_us{0};
 
  private:
+  // What the log has of a trajectory: its entries, or what is left of them in `head`.
+  struct Logged {
+    journal::TrajectoryStart start;  // of a compacted one: id, place, external and fork alone
+    Summary summary;
+    std::optional<replay::TrajectoryState> unfinished;  // nullopt: it is sealed
+  };
+  static absl::StatusOr<Logged> ReadLogged(replay::TrajectoryLog* log, const std::string& id,
+                                           const journal::TrajectoryHead& head);
   absl::Status ReadExternalLogs(replay::TrajectoryLog* log);
   absl::Status ReadForkLogs(replay::TrajectoryLog* log);
   size_t PlacesLocked() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) {

@@ -104,25 +104,8 @@ absl::Status JobRun::ReadExternalLogs(replay::TrajectoryLog* log) {
   ASSIGN_OR_RETURN(const std::vector<std::string> ids, log->List(id_));
   for (const std::string& id : ids) {
     ASSIGN_OR_RETURN(const journal::TrajectoryHead head, log->Head(id));
-    Summary summary;
-    journal::TrajectoryStart start;  // what says where its place is
-    if (head.has_summary()) {
-      summary = FromHead(head);
-      summary.sealed = true;
-      start.set_group(head.summary().group());
-      start.set_sample(head.summary().sample());
-      *start.mutable_external() = head.summary().external();
-    } else {
-      ASSIGN_OR_RETURN(const std::vector<journal::TrajectoryEntry> entries, log->Read(id));
-      auto state = replay::Fold(entries);
-      if (!state.ok()) {
-        return absl::Status(state.status().code(),
-                            fmt::format("trajectory {}: {}", id, Message(state.status())));
-      }
-      start = state->start;
-      summary = Summarize(*state);
-      summary.sealed = state->sealed.has_value();
-    }
+    ASSIGN_OR_RETURN(Logged logged, ReadLogged(log, id, head));
+    const journal::TrajectoryStart& start = logged.start;
     const journal::ExternalStart& external = start.external();
     if (start.sample() >= group_size_ || start.group() >= kMaxGroups || external.name().empty())
       return absl::DataLossError(fmt::format("trajectory {} has no place in job {}", id, id_));
@@ -134,7 +117,8 @@ absl::Status JobRun::ReadExternalLogs(replay::TrajectoryLog* log) {
       branches_[index] = std::max(branches_[index], external.branch() + 1);
     }
     if (external.branch() != 0) continue;
-    Update(index, std::move(summary));
+    logged.summary.sealed = !logged.unfinished.has_value();
+    Update(index, std::move(logged.summary));
   }
   return absl::OkStatus();
 }

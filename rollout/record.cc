@@ -71,10 +71,9 @@ absl::StatusOr<std::string> ExportExternal(const TrajectoryState& state, const J
 
 // Of a sample of a group that is whole.
 std::optional<float> AdvantageOf(const TrajectoryState& state, const JobRun& run) {
-  const size_t position = state.start.group() - run.spec()->tasks[0].group;
-  const size_t index = position * run.group_size() + state.start.sample();
+  const size_t index = run.PlaceOf(state.start);
   if (run.trajectory_id(index) != state.start.trajectory_id()) return std::nullopt;
-  const std::vector<std::optional<float>> rewards = run.GroupRewards(position);
+  const std::vector<std::optional<float>> rewards = run.GroupRewards(run.position_of(index));
   return rewards.empty() ? std::nullopt : Advantage(rewards, state.start.sample());
 }
 
@@ -100,8 +99,7 @@ absl::StatusOr<std::string> ExportRecord(const TrajectoryState& state, const Job
   context.min_p = spec->min_p;
   context.with_advantage = spec->advantage;
   if (spec->advantage) context.advantage = AdvantageOf(state, run);
-  const size_t place =
-      (task->group - spec->tasks[0].group) * run.group_size() + state.start.sample();
+  const size_t place = run.PlaceOf(state.start);
   const size_t records = run.record_ids(place).size();
   const bool stands =
       state.start.has_fork() || run.trajectory_id(place) == state.start.trajectory_id();

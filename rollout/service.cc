@@ -435,13 +435,12 @@ class Service final : public wire::RolloutService::Service {
     replay::TrajectoryState begun;
     begun.start = start;
     ASSIGN_OR_RETURN(const Task* task, TaskOf(begun, *spec));
-    const size_t position = task->group - spec->tasks[0].group;
-    const size_t place = position * run->group_size() + start.sample();
+    const size_t place = run->PlaceOf(start);
     if (!start.has_fork() && run->trajectory_id(place) != parent) {
       return absl::FailedPreconditionError(fmt::format(
           "trajectory {} was replaced by {}: fork that one", parent, run->trajectory_id(place)));
     }
-    ASSIGN_OR_RETURN(const bool leased, delivery_.IsLeased(*run, position));
+    ASSIGN_OR_RETURN(const bool leased, delivery_.IsLeased(*run, run->position_of(place)));
     if (leased) {
       return absl::FailedPreconditionError(fmt::format(
           "group {} of job {} is leased: fork once it is settled, or its lease has ended",
