@@ -2,6 +2,7 @@
 #include "engine/grammar.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "engine/grammar_nodes.h"
@@ -264,23 +265,27 @@ class Grammar final : public AnswerGrammar {
     return true;
   }
 
-  // An object: its members' names are `item`'s, or, of a map, any.
-  bool TakeObject(Symbol symbol, const GrammarNode& node, GrammarStack* stack) const {
+  // The brackets of a list of items, and whether it may end, or go on, where it is now.
+  struct Brackets {
+    Symbol open, close;
+    bool may_end, more;
+  };
+  // What stands around and between items: brackets, and commas with a space or none. Whether
+  // `symbol` is possible there; nullopt: it is an item's, if it may stand there at all.
+  static std::optional<bool> TakeSeparator(Symbol symbol, const Brackets& list,
+                                           const GrammarNode& node, GrammarStack* stack) {
     GrammarFrame& top = stack->back();
-    const bool map = node.kind == Kind::kMap;
-    const bool more = map || (node.all & ~top.data) != 0;
-    const bool whole = (node.required & ~top.data) == 0;
     switch (top.at) {
       case kFirst:
         top.at = kAfterOpen;
-        return symbol == '{' && (!node.free || stack->size() < kGrammarDepthMax);
+        return symbol == list.open && (!node.free || stack->size() < kGrammarDepthMax);
       case kAfterOpen:
       case kAfterValue:
-        if (symbol == '}') {
+        if (symbol == list.close) {
           stack->pop_back();
-          return whole;
+          return list.may_end;
         }
-        if (!more) return false;
+        if (!list.more) return false;
         if (top.at == kAfterValue) {
           top.at = kAfterComma;
           return symbol == ',';
@@ -295,6 +300,18 @@ class Grammar final : public AnswerGrammar {
       default:
         break;
     }
+    return std::nullopt;
+  }
+
+  // An object: its members' names are `item`'s, or, of a map, any.
+  bool TakeObject(Symbol symbol, const GrammarNode& node, GrammarStack* stack) const {
+    GrammarFrame& top = stack->back();
+    const bool map = node.kind == Kind::kMap;
+    const bool more = map || (node.all & ~top.data) != 0;
+    const bool whole = (node.required & ~top.data) == 0;
+    const std::optional<bool> separator =
+        TakeSeparator(symbol, {'{', '}', whole, more}, node, stack);
+    if (separator.has_value()) return *separator;
     if (symbol != '"') return false;
     top.at = kAfterValue;
     const uint32_t item = node.item;
@@ -312,32 +329,9 @@ class Grammar final : public AnswerGrammar {
   bool TakeArray(Symbol symbol, const GrammarNode& node, GrammarStack* stack,
                  GrammarState* after) const {
     GrammarFrame& top = stack->back();
-    switch (top.at) {
-      case kFirst:
-        top.at = kAfterOpen;
-        return symbol == '[' && (!node.free || stack->size() < kGrammarDepthMax);
-      case kAfterOpen:
-      case kAfterValue:
-        if (symbol == ']') {
-          const bool enough = top.data >= node.min;
-          stack->pop_back();
-          return enough;
-        }
-        if (top.data >= node.max) return false;
-        if (top.at == kAfterValue) {
-          top.at = kAfterComma;
-          return symbol == ',';
-        }
-        break;
-      case kAfterComma:
-        if (symbol == ' ') {
-          top.at = kBeforeNext;
-          return true;
-        }
-        break;
-      default:
-        break;
-    }
+    const std::optional<bool> separator =
+        TakeSeparator(symbol, {'[', ']', top.data >= node.min, top.data < node.max}, node, stack);
+    if (separator.has_value()) return *separator;
     top.data = Counted(top.data, node);
     top.at = kAfterValue;
     Push(node.item, stack);
