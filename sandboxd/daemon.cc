@@ -1,7 +1,5 @@
 #include "sandboxd/daemon.h"
 
-#include <unistd.h>
-
 #include <utility>
 
 #include <fmt/format.h>
@@ -9,6 +7,7 @@
 #include "base/fd.h"
 #include "base/format.h"
 #include "base/log.h"
+#include "base/program_dir.h"
 #include "base/status_macros.h"
 #include "replay/call_log.h"
 #include "sandboxd/api/http/http_api.h"
@@ -30,15 +29,6 @@ absl::StatusOr<std::string> BootId() {
   return id;
 }
 
-absl::StatusOr<std::string> ProgramDir() {
-  char path[4096];
-  ssize_t length = ::readlink("/proc/self/exe", path, sizeof(path));
-  if (length <= 0 || length == sizeof(path))
-    return base::ErrnoStatus(errno, "cannot read /proc/self/exe");
-  std::string_view program(path, static_cast<size_t>(length));
-  return std::string(program.substr(0, program.rfind('/')));
-}
-
 // Members are in start order; they go in the opposite one.
 class DaemonImpl final : public Daemon {
  public:
@@ -56,7 +46,7 @@ class DaemonImpl final : public Daemon {
     if (options.state_dir.empty())
       return absl::InvalidArgumentError("no state directory: give --state");
     if (options.helper_dir.empty()) {
-      ASSIGN_OR_RETURN(options.helper_dir, ProgramDir());
+      ASSIGN_OR_RETURN(options.helper_dir, base::ProgramDir());
     }
     RETURN_IF_ERROR(base::MakeDirs(options.state_dir, 0700));
     ASSIGN_OR_RETURN(StateLock lock, StateLock::Take(options.state_dir));

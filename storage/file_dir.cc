@@ -7,6 +7,7 @@
 
 #include "base/fd.h"
 #include "base/status_macros.h"
+#include "storage/rocks_status.h"
 
 namespace reprise::storage {
 namespace {
@@ -16,7 +17,7 @@ constexpr char kUnfinished[] = ".new";
 absl::Status Failed(const rocksdb::Status& status, std::string_view what, const std::string& path) {
   if (status.ok()) return absl::OkStatus();
   const std::string text = fmt::format("cannot {} {}: {}", what, path, status.ToString());
-  if (status.IsNoSpace() || text.find("No space left") != std::string::npos)
+  if (IsDiskFull(status))
     return absl::ResourceExhaustedError(fmt::format("{}; free some space", text));
   return absl::DataLossError(fmt::format("{}; check the disk", text));
 }

@@ -14,6 +14,7 @@
 #include "base/status_macros.h"
 #include "storage/log_check.h"
 #include "storage/record.h"
+#include "storage/rocks_status.h"
 #include "storage/table_check.h"
 
 namespace reprise::storage {
@@ -176,7 +177,7 @@ absl::Status RocksStore::ReadError(const rocksdb::Status& status, Family family,
 }
 
 absl::Status RocksStore::WriteError(const rocksdb::Status& status) const {
-  if (status.IsNoSpace() || status.ToString().find("No space left") != std::string::npos) {
+  if (IsDiskFull(status)) {
     return absl::ResourceExhaustedError(
         fmt::format("the disk of {} is full ({}); free some space and restart: nothing new is "
                     "accepted, what was acknowledged stays",

@@ -1,12 +1,12 @@
 // `reprise doctor`: what this machine can do, each thing found by trying it.
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "base/fd.h"
+#include "base/program_dir.h"
 #include "base/status_macros.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/host_facts.h"
@@ -30,8 +30,7 @@ absl::StatusOr<std::vector<sandbox_wire::TierInfo>> AskTiers(sandboxd::DaemonOpt
   options.state_dir = scratch;
   options.function_pool = 1;
   options.probe_machines = true;
-  std::error_code error;
-  options.helper_dir = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
+  ASSIGN_OR_RETURN(options.helper_dir, base::ProgramDir());
   ASSIGN_OR_RETURN(auto tiers, sandboxd::MakeTiers(options));
   std::vector<sandbox_wire::TierInfo> out;
   for (const auto& tier : tiers) out.push_back(tier->Describe());

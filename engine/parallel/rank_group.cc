@@ -8,9 +8,9 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <filesystem>
 #include <utility>
 
+#include "base/program_dir.h"
 #include "base/secret_file.h"
 #include "base/status_macros.h"
 #include "engine/parallel/frame.h"
@@ -25,12 +25,6 @@ constexpr std::string_view kListening = "listening on ";
 
 absl::Status Named(const std::string& name, const absl::Status& status) {
   return absl::Status(status.code(), fmt::format("{}: {}", name, std::string(status.message())));
-}
-
-std::string BesideThisProgram() {
-  std::error_code error;
-  return (std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / "reprise-rank")
-      .string();
 }
 
 // What a started rank says first.
@@ -81,7 +75,11 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Form(const std::string& di
 absl::Status RankGroup::StartRanks(const ParallelOptions& parallel,
                                    std::vector<std::string>* addresses) {
   sockets_ = std::make_unique<base::ScratchDir>("ranks");
-  const std::string helper = parallel.helper.empty() ? BesideThisProgram() : parallel.helper;
+  std::string helper = parallel.helper;
+  if (helper.empty()) {
+    ASSIGN_OR_RETURN(helper, base::ProgramDir());
+    helper += "/reprise-rank";
+  }
   for (int rank = 1; rank < parallel.ranks; ++rank) {
     ASSIGN_OR_RETURN(std::string address, StartRank(helper, rank));
     addresses->push_back(std::move(address));
