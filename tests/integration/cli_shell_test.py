@@ -13,7 +13,7 @@ import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "http"))
 
-from daemon import Daemon  # noqa: E402
+from function_case import FunctionCase  # noqa: E402
 
 BIN_DIR = sys.argv.pop(1)
 REPRISE = os.path.join(BIN_DIR, "reprise")
@@ -64,20 +64,13 @@ class Terminal:
         return termios.tcgetattr(self.fd)
 
 
-class Shell(unittest.TestCase):
+class Shell(FunctionCase):
     @classmethod
     def setUpClass(cls):
-        cls.daemon = Daemon(BIN_DIR, "--containerd", "")
-        if not cls.daemon.function_tier():
-            cls.daemon.close()
-            raise unittest.SkipTest("the function tier is not usable on this host")
+        super().setUpClass()
         cls.server = ("--server", f"unix:{cls.daemon.state}/sandboxd.sock")
         subprocess.run([REPRISE, "sandbox", "create", "--tier", "function", "--id", "box", "--env", "PS1=$ ", *cls.server],
                        check=True, stdout=subprocess.DEVNULL)
-
-    @classmethod
-    def tearDownClass(cls):
-        assert cls.daemon.close() == 0
 
     def test_a_shell(self):
         # A shell here holds the terminal, so that its settings can be looked at after the command.
@@ -137,4 +130,5 @@ class Shell(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    FunctionCase.bin_dir = BIN_DIR
     unittest.main()

@@ -7,23 +7,10 @@ import sys
 import time
 import unittest
 
-from daemon import Daemon
-
-BIN_DIR = None
+from function_case import FunctionCase
 
 
-class Code(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.daemon = Daemon(BIN_DIR, "--containerd", "")
-        if not cls.daemon.function_tier():
-            cls.daemon.close()
-            raise unittest.SkipTest("the function tier is not usable on this host")
-
-    @classmethod
-    def tearDownClass(cls):
-        assert cls.daemon.close() == 0
-
+class Code(FunctionCase):
     def setUp(self):
         self.made = self.daemon.request("POST", "/v2/sandboxes", {"templateID": "code-interpreter-v1@function",
                                                                   "envVars": {"BOX": "1"}}).json()
@@ -195,5 +182,5 @@ class Code(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    BIN_DIR = sys.argv.pop(1)
+    FunctionCase.bin_dir = sys.argv.pop(1)
     unittest.main()

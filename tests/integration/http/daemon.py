@@ -14,6 +14,12 @@ class Daemon(DaemonProcess):
     def owner(self):
         return "X-API-Key", self.token
 
+    # What E2B's create answers.
+    def create(self, template, path="/v2/sandboxes", **fields):
+        reply = self.request("POST", path, {"templateID": template, **fields})
+        assert reply.status == 201, reply.body
+        return reply.json()
+
     # Whether the function tier can be used on this host.
     def function_tier(self):
         reply = self.request("POST", "/run_code", {"code": "true", "language": "bash"})

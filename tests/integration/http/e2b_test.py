@@ -14,36 +14,20 @@ import urllib.parse
 from connect import ConnectError, Envd
 from container_case import ContainerCase
 from daemon import Daemon
+from function_case import FunctionCase
 
 BIN_DIR = None
 
 
-def create(daemon, template, path="/v2/sandboxes", **fields):
-    reply = daemon.request("POST", path, {"templateID": template, **fields})
-    assert reply.status == 201, reply.body
-    return reply.json()
-
-
-class Lifecycle(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.daemon = Daemon(BIN_DIR, "--containerd", "")
-        if not cls.daemon.function_tier():
-            cls.daemon.close()
-            raise unittest.SkipTest("the function tier is not usable on this host")
-
-    @classmethod
-    def tearDownClass(cls):
-        assert cls.daemon.close() == 0
-
+class Lifecycle(FunctionCase):
     def box(self, **fields):
-        made = create(self.daemon, "any@function", **fields)
+        made = self.daemon.create("any@function", **fields)
         return made["sandboxID"], Envd(self.daemon, made["sandboxID"], made["envdAccessToken"])
 
     def test_both_create_paths_and_what_they_answer(self):
         for path, seconds in (("/v2/sandboxes", 300), ("/sandboxes", 15)):
-            made = create(self.daemon, "any@function", path, metadata={"a": "b"}, unknownField=1,
-                          allow_internet_access=True, network={"denyOut": ["0.0.0.0/0"]})
+            made = self.daemon.create("any@function", path, metadata={"a": "b"}, unknownField=1,
+                                      allow_internet_access=True, network={"denyOut": ["0.0.0.0/0"]})
             self.assertEqual(made["templateID"], "any@function")
             info = self.daemon.request("GET", f"/sandboxes/{made['sandboxID']}").json()
             self.assertEqual((info["state"], info["metadata"]), ("running", {"a": "b"}))
@@ -280,7 +264,7 @@ class Restart(unittest.TestCase):
         try:
             if not daemon.function_tier():
                 self.skipTest("the function tier is not usable on this host")
-            made = create(daemon, "any@function", timeout=3600)
+            made = daemon.create("any@function", timeout=3600)
             envd = Envd(daemon, made["sandboxID"], made["envdAccessToken"])
             envd.run("true")
             running = envd.start("sh", "-c", "echo begun; cat; echo ended", stdin=True)
@@ -307,7 +291,7 @@ class Containers(ContainerCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        made = create(cls.daemon, "base")
+        made = cls.daemon.create("base")
         cls.sandbox_id = made["sandboxID"]
         cls.token = made["envdAccessToken"]
         cls.envd = Envd(cls.daemon, cls.sandbox_id, cls.token)
@@ -474,7 +458,7 @@ class Containers(ContainerCase):
             while True:
                 gone.event()
         self.assertEqual(caught.exception.code, "not_found")
-        made = create(self.daemon, "base")
+        made = self.daemon.create("base")
         other = Envd(self.daemon, made["sandboxID"], made["envdAccessToken"])
         ends = other.watch("/tmp")
         ends.event()
@@ -502,5 +486,5 @@ class Containers(ContainerCase):
 
 
 if __name__ == "__main__":
-    ContainerCase.bin_dir = BIN_DIR = sys.argv.pop(1)
+    ContainerCase.bin_dir = FunctionCase.bin_dir = BIN_DIR = sys.argv.pop(1)
     unittest.main(verbosity=2)

@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import containers  # noqa: E402
 from daemon import Daemon  # noqa: E402
+from function_case import FunctionCase  # noqa: E402
 
 BIN_DIR = sys.argv.pop(1)
 NEWEST = "2025-11-25"
@@ -55,18 +56,7 @@ class Session:
         return result["structuredContent"]
 
 
-class Function(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.daemon = Daemon(BIN_DIR, "--containerd", "")
-        if not cls.daemon.function_tier():
-            cls.daemon.close()
-            raise unittest.SkipTest("the function tier is not usable on this host")
-
-    @classmethod
-    def tearDownClass(cls):
-        assert cls.daemon.close() == 0
-
+class Function(FunctionCase):
     def test_versions_are_negotiated(self):
         for asked, answered in (("2024-11-05", "2024-11-05"), ("2025-06-18", "2025-06-18"), ("1999-01-01", NEWEST)):
             self.assertEqual(Session(self.daemon, asked).result["protocolVersion"], answered)
@@ -187,4 +177,5 @@ class Files(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    FunctionCase.bin_dir = BIN_DIR
     unittest.main()

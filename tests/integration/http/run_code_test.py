@@ -5,22 +5,11 @@ import concurrent.futures
 import sys
 import unittest
 
-from daemon import Daemon
-
-BIN_DIR = None
+from function_case import FunctionCase
 
 
-class RunCode(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.daemon = Daemon(BIN_DIR)
-        if not cls.daemon.function_tier():
-            cls.daemon.close()
-            raise unittest.SkipTest("the function tier is not usable on this host")
-
-    @classmethod
-    def tearDownClass(cls):
-        assert cls.daemon.close() == 0
+class RunCode(FunctionCase):
+    flags = ()
 
     def run_code(self, language, code, **fields):
         reply = self.daemon.request("POST", "/run_code", {"language": language, "code": code, **fields})
@@ -147,5 +136,5 @@ class RunCode(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    BIN_DIR = sys.argv.pop(1)
+    FunctionCase.bin_dir = sys.argv.pop(1)
     unittest.main(verbosity=2)

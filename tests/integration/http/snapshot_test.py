@@ -10,9 +10,7 @@ from container_case import ContainerCase
 
 class Snapshots(ContainerCase):
     def box(self, template="base", **fields):
-        reply = self.daemon.request("POST", "/v2/sandboxes", {"templateID": template, **fields})
-        self.assertEqual(reply.status, 201, reply.body)
-        made = reply.json()
+        made = self.daemon.create(template, **fields)
         return made["sandboxID"], Envd(self.daemon, made["sandboxID"], made["envdAccessToken"])
 
     def post(self, path, body=None, headers=None):

@@ -1,21 +1,17 @@
 """SWE-ReX's runtime routes over real sockets: commands on the function tier, sessions and files on containers."""
 
-import os
-import subprocess
 import sys
 import unittest
 import uuid
 
-import containers
-from daemon import Daemon
-
-BIN_DIR = None
+from container_case import ContainerCase
+from function_case import FunctionCase
 
 
 class Swerex:
     def __init__(self, daemon, template):
         self.daemon = daemon
-        made = daemon.request("POST", "/v2/sandboxes", {"templateID": template}).json()
+        made = daemon.create(template)
         self.id, self.token = made["sandboxID"], made["envdAccessToken"]
 
     def post(self, verb, body, request_id=None, prefix=""):
@@ -36,18 +32,11 @@ class Swerex:
         return self.ok("run_in_session", {"action_type": "bash", "command": command, **fields})
 
 
-class Commands(unittest.TestCase):
+class Commands(FunctionCase):
     @classmethod
     def setUpClass(cls):
-        cls.daemon = Daemon(BIN_DIR, "--containerd", "")
-        if not cls.daemon.function_tier():
-            cls.daemon.close()
-            raise unittest.SkipTest("the function tier is not usable on this host")
+        super().setUpClass()
         cls.rex = Swerex(cls.daemon, "any@function")
-
-    @classmethod
-    def tearDownClass(cls):
-        assert cls.daemon.close() == 0
 
     def test_who_may(self):
         for key, path, status in ((f"{self.rex.id}.{self.rex.token}", "/is_alive", 200),
@@ -83,25 +72,12 @@ class Commands(unittest.TestCase):
         self.assertIn("container tier", error["message"])
 
 
-class Sessions(unittest.TestCase):
+class Sessions(ContainerCase):
     @classmethod
     def setUpClass(cls):
-        if reason := containers.why_not():
-            raise unittest.SkipTest(reason)
-        cls.containerd = containers.Containerd()
-        cls.daemon = Daemon(BIN_DIR, "--containerd", cls.containerd.address)
-        subprocess.run([os.path.join(BIN_DIR, "reprise"), "image", "import", "base", cls.containerd.root,
-                        "--server", f"unix:{cls.daemon.state}/sandboxd.sock"], check=True,
-                       stdout=subprocess.DEVNULL)
+        super().setUpClass()
         cls.rex = Swerex(cls.daemon, "base")
         cls.rex.ok("create_session", {"session": "default", "session_type": "bash"})
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.daemon.request("DELETE", f"/sandboxes/{cls.rex.id}")
-        code = cls.daemon.close()
-        cls.containerd.close()
-        assert code == 0
 
     def test_a_session_keeps_its_state(self):
         self.rex.run("cd /tmp; x='a  b'; export Y=$'two\\nlines'; f() { echo f:$1; }; alias g='echo aliased'")
@@ -152,5 +128,5 @@ class Sessions(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    BIN_DIR = sys.argv.pop(1)
+    ContainerCase.bin_dir = FunctionCase.bin_dir = sys.argv.pop(1)
     unittest.main(verbosity=2)
