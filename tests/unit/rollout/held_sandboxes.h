@@ -17,8 +17,8 @@ namespace reprise::rollout {
 
 inline constexpr absl::Duration kPatience = absl::Seconds(60);
 
-// Every command exits with 0; while held, calls wait until they are let go, their sandbox is
-// stopped (which ends them, as sandboxd does), or all is shut down.
+// Every command exits with 0; while held, calls, or those of reward commands alone, wait until they
+// are let go, their sandbox is stopped (which ends them, as sandboxd does), or all is shut down.
 class HeldSandboxes final : public Sandboxes {
  public:
   absl::Status Create(const std::string&, const sandbox::SandboxSpec&) override {
@@ -28,7 +28,9 @@ class HeldSandboxes final : public Sandboxes {
     absl::MutexLock lock(&mutex_);
     ++calls_[request.call_id()];
     auto go = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      return !held_ || down_ || stopped_.count(request.sandbox_id()) != 0;
+      const bool mine =
+          held_ || (rewards_held_ && request.call_id().find("/reward/") != std::string::npos);
+      return !mine || down_ || stopped_.count(request.sandbox_id()) != 0;
     };
     mutex_.Await(absl::Condition(&go));
     if (down_) return absl::CancelledError("shutting down");
@@ -69,6 +71,10 @@ class HeldSandboxes final : public Sandboxes {
     absl::MutexLock lock(&mutex_);
     held_ = held;
   }
+  void HoldRewards(bool held) {
+    absl::MutexLock lock(&mutex_);
+    rewards_held_ = held;
+  }
   // Waits for the first call.
   bool WaitCall() {
     absl::MutexLock lock(&mutex_);
@@ -83,7 +89,8 @@ class HeldSandboxes final : public Sandboxes {
 
  private:
   absl::Mutex mutex_;
-  bool held_ ABSL_GUARDED_BY(mutex_) = false, down_ ABSL_GUARDED_BY(mutex_) = false;
+  bool held_ ABSL_GUARDED_BY(mutex_) = false,
+             rewards_held_ ABSL_GUARDED_BY(mutex_) = false, down_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<std::string, int> calls_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string> stopped_ ABSL_GUARDED_BY(mutex_), forgotten_ ABSL_GUARDED_BY(mutex_);
   absl::Status forget_ ABSL_GUARDED_BY(mutex_);

@@ -107,6 +107,28 @@ TEST_F(JobTableTest, PausedJobsWaitAndResumedOnesEnd) {
   EXPECT_EQ((*run)->summary(0).reward, 1.0f);
 }
 
+TEST_F(JobTableTest, SlowRewardCommandsHoldUpNoTool) {
+  sandboxes_->HoldRewards(true);
+  // More than there are threads for reward commands.
+  auto slow = Submit(std::string("group_size = ") + std::to_string(kGradeThreads + 4) + "\n" +
+                     kJobTop + "[limits]\nmax_tokens = 8\nmax_in_flight = 64\n" +
+                     "[reward]\nkind = \"command\"\ncommand = [\"judge\"]\n");
+  ASSERT_TRUE(slow.ok()) << slow.status();
+  ASSERT_TRUE(WaitFor(**slow, [&] { return sandboxes_->calls() == kGradeThreads; }));
+  auto quick = Submit("group_size = 4\n" + std::string(kJobTop) +
+                          "[limits]\nmax_tokens = 260\nmax_turns = 3\n" + kShTool + kMatchReward,
+                      "quick");
+  ASSERT_TRUE(quick.ok()) << quick.status();
+  ASSERT_TRUE(WaitState(**quick, journal::JOB_STATE_COMPLETED));
+  size_t tool_calls = 0;
+  for (size_t i = 0; i < 4; ++i) tool_calls += (*quick)->summary(i).calls;
+  EXPECT_GT(tool_calls, 0u);
+  for (size_t i = 0; i < (*slow)->size(); ++i) EXPECT_FALSE((*slow)->IsSealed(i));
+  sandboxes_->HoldRewards(false);
+  ASSERT_TRUE(WaitState(**slow, journal::JOB_STATE_COMPLETED));
+  for (size_t i = 0; i < (*slow)->size(); ++i) EXPECT_EQ((*slow)->summary(i).reward, 1.0f);
+}
+
 TEST_F(JobTableTest, CancelledJobsAreSealedAsAborted) {
   sandboxes_->Hold(true);
   auto run = Submit("group_size = 3\n" + kCommandJob);
