@@ -129,7 +129,7 @@ absl::StatusOr<Json> Record(JobTable* jobs, replay::TrajectoryLog* log, const st
   ASSIGN_OR_RETURN(const TrajectoryState state, replay::Fold(entries));
   Json out = {{"id", id},
               {"task", state.start.task_id()},
-              {"seed", state.start.seed()},
+              {"seed", std::to_string(state.start.seed())},  // a browser's numbers hold 53 bits
               {"tokens", state.tokens.size()},
               {"reward", nullptr},
               {"status", "running"},
