@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 
+HELPERS_END_S = 2
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../..")
 
 
@@ -72,19 +73,31 @@ class DaemonProcess:
         self.stop(kill)
         self.start()
 
-    # Calls outlive their daemon, but not the test.
+    # Calls outlive their daemon, but not the test; what ends by itself may clean up behind itself.
     def close(self):
         code = self.stop()
-        mine = (self.state + "/").encode()
+        end = time.monotonic() + HELPERS_END_S
+        while (helpers := self.helpers()) and time.monotonic() < end:
+            time.sleep(0.02)  # between two looks
+        for pid in helpers:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # gone meanwhile
+        shutil.rmtree(self.state, ignore_errors=True)
+        return code
+
+    # Processes that name the state directory in their command line.
+    def helpers(self):
+        mine, found = (self.state + "/").encode(), []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 with open(f"/proc/{pid}/cmdline", "rb") as words:
                     if mine in words.read():
-                        os.kill(int(pid), signal.SIGKILL)
+                        found.append(int(pid))
             except OSError:
                 pass  # gone meanwhile
-        shutil.rmtree(self.state, ignore_errors=True)
-        return code
+        return found
 
     # The header that shows the owner's token.
     def owner(self):
