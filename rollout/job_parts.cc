@@ -44,6 +44,10 @@ absl::StatusOr<sandbox::Limits> ReadLimits(Fields& fields, sandbox::Limits base)
       fields.Raw(field->name());
       continue;
     }
+    if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_BOOL) {
+      reflection->SetBool(&base, field, fields.Bool(field->name(), false));
+      continue;
+    }
     bool narrow = field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_UINT32;
     int64_t value = fields.Int(field->name(), 0, narrow ? INT32_MAX : INT64_MAX, 0);
     if (narrow) {

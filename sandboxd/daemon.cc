@@ -67,6 +67,8 @@ class DaemonImpl final : public Daemon {
     for (const auto& substrate : substrates_) tiers[substrate->Describe().tier()] = substrate.get();
     SandboxOptions sandbox_options;
     sandbox_options.bind_roots = options.bind_roots;
+    sandbox_options.sandboxes_max = options.sandboxes_max;
+    sandbox_options.memory_bytes_max = options.memory_bytes_max;
     sandbox_options.boot_id = boot_id;
     sandbox_options.journal_health = health;
     sandboxes_ =

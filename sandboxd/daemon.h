@@ -27,6 +27,8 @@ struct DaemonOptions {
   std::string qemu = "/usr/bin/qemu-system-x86_64";  // "" turns the microvm and vm tiers off
   std::string guest_dir;        // the guest kernel of scripts/guest-kernel; "" = HELPER_DIR/guest
   bool probe_machines = false;  // run the microvm tier's probe guest at the start, not with the first sandbox
+  size_t sandboxes_max = 10000;    // that are not stopped
+  uint64_t memory_bytes_max = 0;   // of the limits of all live sandboxes together; 0 = no bound
   bool chunk_images = false;       // images in chunks, read on demand (container tier)
   std::string image_cold;          // their cold tier: a directory or s3://BUCKET?region=...; "" = none
   uint64_t image_disk_bytes = 0;   // their bound on local disk; 0 = the default

@@ -236,6 +236,7 @@ sandbox::Limits ResolveLimits(const sandbox::Limits& call, const sandbox::Limits
   out.set_output_bytes_max(
       FirstSet(FirstSet(call.output_bytes_max(), box.output_bytes_max(), tier.output_bytes_max()),
                kOutputBytesDefault, kOutputBytesDefault));
+  out.set_best_effort(call.best_effort() || box.best_effort());
   return out;
 }
 

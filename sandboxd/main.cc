@@ -91,6 +91,15 @@ int main(int argc, char** argv) {
   app.add_option("--function-max", options.function_max, "workers of the function tier in all")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
+  app.add_option("--sandboxes-max", options.sandboxes_max,
+                 "sandboxes at one time, over all tiers; more are refused")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--memory-max", options.memory_bytes_max,
+                 "bound of the memory limits of all live sandboxes together, e.g. 64gb; what is above "
+                 "it is refused; default: none")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->type_name("BYTES");
   app.add_option("--containerd", options.containerd_address,
                  "containerd's socket; \"\" turns the container tier off")
       ->capture_default_str();

@@ -195,6 +195,7 @@ absl::Status SandboxManager::MakeAgain(Entry* entry, const std::string& image,
   if (!image.empty()) spec.set_image(image);
   std::vector<sandbox::StepTime> steps;
   const absl::ReaderMutexLock images(&images_mutex_);
+  ASSIGN_OR_RETURN(const std::shared_ptr<void> admission, Admit(entry->id, spec));
   ASSIGN_OR_RETURN(const std::string placement, substrate->CreateSandbox(entry->id, spec, &steps));
   const SandboxRef made{entry->id, resolved.get(), placement};
   absl::Cleanup drop = [&] {

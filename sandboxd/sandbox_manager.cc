@@ -48,6 +48,41 @@ void SandboxManager::Drop(const std::string& id) {
   entries_.erase(id);
 }
 
+uint64_t SandboxManager::MemoryOf(const sandbox::SandboxSpec& spec) const {
+  if (spec.tier() == sandbox::TIER_FUNCTION) return 0;
+  return ResolveLimits({}, spec.limits(), DefaultLimits(spec.tier())).memory_bytes();
+}
+
+absl::StatusOr<std::shared_ptr<void>> SandboxManager::Admit(const std::string& id,
+                                                            const sandbox::SandboxSpec& spec) {
+  const uint64_t wanted = MemoryOf(spec);
+  std::shared_ptr<void> admission;
+  if (options_.memory_bytes_max == 0 || wanted == 0) return admission;
+  std::vector<EntryPtr> made;
+  uint64_t total = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    making_[id] = wanted;
+    for (const auto& [other, bytes] : making_) total += bytes;
+    for (const auto& [other, entry] : entries_) {
+      if (!making_.contains(other)) made.push_back(entry);
+    }
+  }
+  admission = std::shared_ptr<void>(nullptr, [this, id](void*) {
+    absl::MutexLock lock(&mutex_);
+    making_.erase(id);
+  });
+  for (const EntryPtr& entry : made) {
+    absl::MutexLock lock(&entry->mutex);
+    if (IsLive(entry->record.state())) total += MemoryOf(entry->record.spec());
+  }
+  if (total <= options_.memory_bytes_max) return admission;
+  return absl::ResourceExhaustedError(fmt::format(
+      "sandbox {} refused: with its {} bytes the memory limits of all sandboxes would be {} bytes, "
+      "above this daemon's bound of {}; stop one first, or ask for less",
+      id, wanted, total, options_.memory_bytes_max));
+}
+
 absl::StatusOr<Substrate*> SandboxManager::TierOf(sandbox::Tier tier) const {
   auto found = tiers_.find(tier);
   if (found != tiers_.end()) return found->second;
@@ -270,6 +305,7 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry,
   auto full = std::make_shared<const sandbox::SandboxSpec>(std::move(resolved));
   std::vector<sandbox::StepTime> steps;
   const absl::ReaderMutexLock images(&images_mutex_);
+  ASSIGN_OR_RETURN(const std::shared_ptr<void> admission, Admit(entry->id, *full));
   ASSIGN_OR_RETURN(std::string placement, substrate->CreateSandbox(entry->id, *full, &steps));
   journal::SandboxRecord record;
   record.set_id(entry->id);

@@ -32,9 +32,14 @@ inline constexpr char kCallSnapshots[] = "call/";
 inline constexpr char kForkSnapshots[] = "fork/";
 inline constexpr char kRestoreSnapshots[] = "restored/";
 
+inline constexpr size_t kSandboxesMax = 10000;
+
 struct SandboxOptions {
   std::vector<std::string> bind_roots;
-  size_t sandboxes_max = 10000;  // live ones; RESOURCE_EXHAUSTED above
+  size_t sandboxes_max = kSandboxesMax;  // that are not stopped; RESOURCE_EXHAUSTED above
+  // Of the memory limits of all live sandboxes together, bytes; RESOURCE_EXHAUSTED above; 0 = no
+  // bound. The function tier's calls are bounded by its workers.
+  uint64_t memory_bytes_max = 0;
   // Snapshots that a sandbox keeps of those that nobody asked for; at least the newest stays.
   size_t snapshots_kept = 2;
   std::string boot_id;
@@ -152,6 +157,11 @@ class SandboxManager {
   EntryPtr Lookup(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<EntryPtr> Claim(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
   void Drop(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Room for the memory of a sandbox that is about to be made; to be kept until it is, or is not.
+  absl::StatusOr<std::shared_ptr<void>> Admit(const std::string& id,
+                                              const sandbox::SandboxSpec& spec)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  uint64_t MemoryOf(const sandbox::SandboxSpec& spec) const;
   absl::StatusOr<Substrate*> TierOf(sandbox::Tier tier) const;
   // Why an id that is not in the table cannot be used.
   absl::Status Absent(const std::string& id);
@@ -216,6 +226,7 @@ class SandboxManager {
   absl::Mutex images_mutex_;
   absl::Mutex mutex_;
   absl::flat_hash_map<std::string, EntryPtr> entries_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, uint64_t> making_ ABSL_GUARDED_BY(mutex_);  // memory, bytes
 };
 
 }  // namespace reprise::sandboxd

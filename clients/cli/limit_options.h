@@ -48,6 +48,9 @@ inline void AddLimitOptions(CLI::App& app, ::reprise::sandbox::v1::Limits& limit
          "--pids", [&limits](const uint32_t& n) { limits.set_pids(n); },
          "processes and threads at one time")
       ->type_name("N");
+  app.add_flag_function(
+      "--best-effort", [&limits](int64_t) { limits.set_best_effort(true); },
+      "use processors only while nothing else wants them");
 }
 
 }  // namespace reprise::cli

@@ -122,7 +122,8 @@ Json ToJson(const sandbox_wire::Limits& limits) {
           {"disk_bytes", limits.disk_bytes()},
           {"open_files", limits.open_files()},
           {"output_bytes_kept", limits.output_bytes_kept()},
-          {"output_bytes_max", limits.output_bytes_max()}};
+          {"output_bytes_max", limits.output_bytes_max()},
+          {"best_effort", limits.best_effort()}};
 }
 
 Json ToJson(const sandbox_wire::TierInfo& tier) {

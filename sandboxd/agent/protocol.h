@@ -98,13 +98,14 @@ struct Start {
   // For owners that make the sandbox for the call (the function tier); others leave them alone.
   uint64_t memory_bytes = 0, pids = 0, disk_bytes = 0;
   std::vector<std::string> binds;  // host path, path inside, "rw" or "ro", and so on
+  uint8_t best_effort = 0;         // on processors that nothing else wants
   bool on_terminal() const { return pty_rows != 0; }
   void Fields(auto& f) {
     f(call_id), f(argv), f(env), f(working_dir), f(user), f(stdin_bytes), f(files_bytes),
         f(stdin_open);
     f(timeout_ms), f(cpu_seconds), f(file_bytes), f(open_files), f(output_bytes_max), f(tag);
     f(pty_rows), f(pty_columns);
-    f(memory_bytes), f(pids), f(disk_bytes), f(binds);
+    f(memory_bytes), f(pids), f(disk_bytes), f(binds), f(best_effort);
   }
 };
 // Files laid into the working directory before the command starts; the three lists have the same

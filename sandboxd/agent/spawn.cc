@@ -145,6 +145,7 @@ bool Spawn(const Start& start, const Identity& identity, const std::vector<std::
   plan.identity = &identity;
   plan.limits = limits.data();
   plan.limit_count = limits.size();
+  plan.best_effort = start.best_effort != 0;
   plan.on_terminal = start.on_terminal();
   plan.stdin_fd = plan.on_terminal ? terminal.slave.get() : child_stdin.get();
   plan.stdout_fd = plan.on_terminal ? terminal.slave.get() : child_stdout.get();

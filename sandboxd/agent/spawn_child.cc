@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -67,6 +68,8 @@ void RunCommand(const ChildPlan& plan) {
       Fail(report, kLimits);
     }
   }
+  const sched_param lowest{};
+  if (plan.best_effort && sched_setscheduler(0, SCHED_IDLE, &lowest) != 0) Fail(report, kLimits);
   umask(022);
   if (plan.harden == nullptr && !BecomeUnprivileged(*plan.identity)) Fail(report, kUser);
   if (chdir(plan.working_dir) != 0) Fail(report, kWorkingDir);

@@ -23,6 +23,7 @@ struct ChildPlan {
   const ChildLimit* limits = nullptr;
   size_t limit_count = 0;
   int stdin_fd = -1, stdout_fd = -1, stderr_fd = -1, report_fd = -1;
+  bool best_effort = false;  // SCHED_IDLE, which no program without privileges can leave
   bool on_terminal = false;  // the first three are one, and become the controlling terminal
   // Where set, gives up every privilege in place of becoming `identity`. False with errno set.
   bool (*harden)(const void* context) = nullptr;

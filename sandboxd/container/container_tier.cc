@@ -49,6 +49,7 @@ sandbox::Limits SandboxLimits(const sandbox::SandboxSpec& spec) {
   sandbox::Limits limits = DefaultLimits();
   if (spec.limits().memory_bytes() != 0) limits.set_memory_bytes(spec.limits().memory_bytes());
   if (spec.limits().pids() != 0) limits.set_pids(spec.limits().pids());
+  limits.set_best_effort(spec.limits().best_effort());
   return limits;
 }
 

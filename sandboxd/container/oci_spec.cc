@@ -97,13 +97,16 @@ json Seccomp() {
           {"syscalls", rules}};
 }
 
+// Against other containers.
+constexpr int kCpuShares = 1024, kCpuSharesLeast = 2;
+
 json Resources(const sandbox::Limits& limits) {
   // Swap counts: the sum of both is the limit.
   const auto memory = static_cast<int64_t>(limits.memory_bytes());
   json resources = {{"devices", {{{"allow", false}, {"access", "rwm"}}}},
                     {"memory", {{"limit", memory}, {"swap", memory}}},
                     {"pids", {{"limit", limits.pids()}}},
-                    {"cpu", {{"shares", 1024}}}};
+                    {"cpu", {{"shares", limits.best_effort() ? kCpuSharesLeast : kCpuShares}}}};
   return resources;
 }
 

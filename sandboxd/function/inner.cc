@@ -386,6 +386,7 @@ class Inner {
     plan.stdout_fd = fds_[kJobStdout].get();
     plan.stderr_fd = fds_[kJobStderr].get();
     plan.report_fd = fds_[kJobReport].get();
+    plan.best_effort = start_.best_effort != 0;
     plan.on_terminal = start_.on_terminal();
     plan.harden = &Inner::Harden;
     plan.harden_context = this;

@@ -129,6 +129,7 @@ agent::Start ToStart(const sandbox::ExecuteRequest& request) {
   start.file_bytes = limits.file_bytes();
   start.open_files = limits.open_files();
   start.output_bytes_max = limits.output_bytes_max();
+  start.best_effort = limits.best_effort() ? 1 : 0;
   return start;
 }
 

@@ -77,6 +77,15 @@ TYPED_TEST_P(TierCases, GivesEnvironmentUserAndWorkingDirectory) {
   EXPECT_EQ(this->Run(box, request).out, "hello there\n1000\n/tmp\n/tmp\n");
 }
 
+TYPED_TEST_P(TierCases, ABestEffortCallHasTheIdlePolicy) {
+  const TestSandbox box = this->Create();
+  const std::string policy = "cut -d ' ' -f 41 /proc/self/stat";  // SCHED_OTHER is 0, SCHED_IDLE 5
+  EXPECT_EQ(this->Run(box, policy).out, "0\n");
+  sandbox::ExecuteRequest request = this->Shell(box, policy);
+  request.mutable_limits()->set_best_effort(true);
+  EXPECT_EQ(this->Run(box, request).out, "5\n");
+}
+
 TYPED_TEST_P(TierCases, TellsWhyACommandCannotStart) {
   const TestSandbox box = this->Create();
   sandbox::ExecuteRequest request = this->Shell(box, "");
@@ -471,7 +480,7 @@ TYPED_TEST_P(TierCases, CallsOutliveTheTier) {
 REGISTER_TYPED_TEST_SUITE_P(TierCases, RunsACommandAndTellsItsExitCode,
                             StreamsOutputWhileTheCommandWaitsForInput,
                             PassesLargeInputAndOutputWhole, GivesEnvironmentUserAndWorkingDirectory,
-                            TellsWhyACommandCannotStart, ToldSignalsFromLimits,
+                            ABestEffortCallHasTheIdlePolicy, TellsWhyACommandCannotStart, ToldSignalsFromLimits,
                             KillsWhatIgnoresSignalsAtItsTimeLimit, SignalsAndCancels,
                             EndsAMemoryEaterWithItsOwnOutcome, EndsAFloodOfOutput,
                             HoldsOutputThatIsNotAcknowledgedAndLosesNone, BoundsAForkBomb,

@@ -238,6 +238,17 @@ TEST_F(FunctionTierTest, TimeLimitKillsWhatIgnoresSigterm) {
   EXPECT_EQ(record->out(), "on\n");
 }
 
+TEST_F(FunctionTierTest, ABestEffortCallCannotLeaveTheIdlePolicy) {
+  auto request = ShellRequest(
+      "python3 -c 'import os\n"
+      "print(os.sched_getscheduler(0) == os.SCHED_IDLE)\n"
+      "try: os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))\n"
+      "except PermissionError: print(\"stays\")'");
+  EXPECT_EQ(Run(request)->out(), "False\nstays\n");
+  request.mutable_limits()->set_best_effort(true);
+  EXPECT_EQ(Run(request)->out(), "True\nstays\n");
+}
+
 TEST_F(FunctionTierTest, CpuLimitEndsABurner) {
   auto request = ShellRequest("while :; do :; done");
   request.mutable_limits()->set_cpu_ms(1000);
