@@ -69,12 +69,16 @@ void AcceleratorProbe::Recall() {
   known_ = Accelerator{name.get<std::string>(), reason.get<std::string>(), MeasureTscKhz()};
 }
 
-std::string AcceleratorProbe::HostKey() const {
+std::string AcceleratorProbe::vmm_key() const {
   struct stat program {};
   stat(vmm_.c_str(), &program);
+  return fmt::format("{} {} {}", vmm_, program.st_size, program.st_mtime);
+}
+
+std::string AcceleratorProbe::HostKey() const {
   std::string boot = base::ReadFile(kBootIdPath, kFileBytesMax).value_or("");
   while (!boot.empty() && boot.back() == '\n') boot.pop_back();
-  return fmt::format("{} {} {} {}", boot, vmm_, program.st_size, program.st_mtime);
+  return fmt::format("{} {}", boot, vmm_key());
 }
 
 absl::StatusOr<Accelerator> AcceleratorProbe::Probe() const {

@@ -34,6 +34,8 @@ class AcceleratorProbe {
   absl::StatusOr<Accelerator> Get();
   // What is known without running anything.
   std::optional<Accelerator> Known();
+  // Which VMM it is: its path, size and time.
+  std::string vmm_key() const;
 
  private:
   std::string HostKey() const;

@@ -199,8 +199,18 @@ absl::StatusOr<VmState> BoxState(const std::string& box) {
   return absl::NotFoundError(why.empty() ? "its virtual machine is gone" : why);
 }
 
-absl::Status AskBox(const std::string& box, const std::string& frame) {
-  return AgentRequest(fmt::format("{}/{}", box, kControlDir), frame);
+absl::Status AskBox(const std::string& box, const std::string& frame, int64_t timeout_ms) {
+  return AgentRequest(fmt::format("{}/{}", box, kControlDir), frame, timeout_ms);
+}
+
+absl::StatusOr<VmConfig> BoxConfig(const std::string& box) {
+  const std::string path = fmt::format("{}/{}", box, kConfigFile);
+  ASSIGN_OR_RETURN(const std::string text, base::ReadFile(path, kConfigBytesMax));
+  VmConfig config;
+  if (!agent::Decode(text, &config))
+    return absl::DataLossError(
+        fmt::format("{} is malformed: its sandbox is of another version", path));
+  return config;
 }
 
 absl::StatusOr<ConsoleData> BoxConsole(const std::string& box, const ConsoleRequest& request) {

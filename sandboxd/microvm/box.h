@@ -14,6 +14,8 @@ namespace reprise::sandboxd::microvm {
 
 namespace sandbox = ::reprise::sandbox::v1;
 
+inline constexpr int64_t kAskBoxMs = 30'000;
+
 struct BoxFds {
   int ram = -1, state = -1;  // memory files; -1: none
 };
@@ -31,11 +33,14 @@ std::string BoxEnd(const std::string& box);
 // UNAVAILABLE when the supervisor is there and does not answer, NOT_FOUND when it is gone.
 absl::StatusOr<VmState> BoxState(const std::string& box);
 // `frame`: a request that is answered with OK or an error.
-absl::Status AskBox(const std::string& box, const std::string& frame);
+absl::Status AskBox(const std::string& box, const std::string& frame,
+                    int64_t timeout_ms = kAskBoxMs);
 inline absl::Status AskBox(const std::string& box, VmRequest request) {
   return AskBox(box, VmFrame(request));
 }
 absl::StatusOr<ConsoleData> BoxConsole(const std::string& box, const ConsoleRequest& request);
+// What its supervisor was started with.
+absl::StatusOr<VmConfig> BoxConfig(const std::string& box);
 // Kills what lives and removes the directory. OK when there is none.
 absl::Status RemoveBox(const std::string& box);
 

@@ -14,7 +14,7 @@
 namespace reprise::sandboxd::microvm {
 
 inline constexpr char kPortName[] = "reprise";            // of the virtio serial port
-inline constexpr uint32_t kGuestWireVersion = 1;          // told in Hello
+inline constexpr uint32_t kGuestWireVersion = 2;          // told in Hello
 inline constexpr uint32_t kMuxDataBytesMax = 32u << 10;   // payload of one frame
 inline constexpr uint32_t kMuxWindowBytes = 128u << 10;   // of one channel and direction
 inline constexpr uint32_t kMuxChannelsMax = 384;          // at one time
@@ -43,6 +43,11 @@ enum class GuestMessage : uint8_t {
   kRenew = 4,    // host: another clock, other entropy, other names. Renew
   kRenewed = 5,  // guest
   kFailed = 6,   // guest: it cannot go on. Failed
+  // For a machine that is saved: nothing is on its way between the two while it stands still.
+  kHold = 7,      // host, its last word for now: finish what you are saying, say nothing more
+  kHeld = 8,      // guest, the last of it
+  kGoOn = 9,      // host: as before
+  kRestart = 10,  // host, instead of kGoOn: this is a copy, and the channels are the other one's
 };
 
 struct Hello {

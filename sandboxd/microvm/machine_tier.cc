@@ -54,8 +54,21 @@ sandbox::Limits DefaultLimits() {
   return limits;
 }
 
+// Snapshots that the last daemon did not live to take.
+void RemoveHalfMade(const std::string& box) {
+  std::vector<std::filesystem::path> parts;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(box, error)) {
+    if (entry.path().filename().string().starts_with(microvm::kSnapshotDir))
+      parts.push_back(entry.path());
+  }
+  for (const auto& part : parts) std::filesystem::remove_all(part, error);
+}
+
+}  // namespace
+
 // Host names are short and simple; what of the id is neither becomes '-'.
-std::string HostName(const std::string& sandbox_id) {
+std::string MachineTier::HostName(const std::string& sandbox_id) {
   std::string name = sandbox_id.substr(0, 63);
   for (char& c : name) {
     if (!std::isalnum(static_cast<unsigned char>(c))) c = '-';
@@ -63,13 +76,11 @@ std::string HostName(const std::string& sandbox_id) {
   return name;
 }
 
-uint32_t NewUid() {
+uint32_t MachineTier::NewUid() {
   if (geteuid() != 0) return 0;
   const std::string hex = base::RandomHex(4);
   return kUidBase + static_cast<uint32_t>(std::stoul(hex, nullptr, 16)) % kUids;
 }
-
-}  // namespace
 
 sandbox::Limits MachineTier::MachineLimits(const sandbox::SandboxSpec& spec) {
   sandbox::Limits limits = DefaultLimits();
@@ -106,7 +117,8 @@ absl::StatusOr<MachineTier::Parts> MachineTier::Prepare(const MachineTierOptions
     RETURN_IF_ERROR(base::MakeDirs(fmt::format("{}/{}", dir, part), 0700));
   ASSIGN_OR_RETURN(auto disks, microvm::DiskStore::Open(dir + "/images"));
   ASSIGN_OR_RETURN(auto loop, RemoteCallLoop::Make());
-  return Parts{options, std::move(kind), std::move(disks), std::move(loop)};
+  ASSIGN_OR_RETURN(auto snapshots, microvm::SnapshotStore::Open(dir + "/snapshots"));
+  return Parts{options, std::move(kind), std::move(disks), std::move(snapshots), std::move(loop)};
 }
 
 MachineTier::MachineTier(Parts parts)
@@ -115,6 +127,7 @@ MachineTier::MachineTier(Parts parts)
       kind_(std::move(parts.kind)),
       program_(options_.helper_dir + "/" + kSupervisorName),
       disks_(std::move(parts.disks)),
+      snapshots_(std::move(parts.snapshots)),
       templates_(ScratchDir(), program_),
       accelerator_(Dir() + "/accelerator", options_.qemu,
                    [this](const microvm::Accelerator& accelerator, int64_t deadline_ms) {
@@ -125,13 +138,13 @@ sandbox::TierInfo MachineTier::Describe() {
   sandbox::TierInfo info;
   info.set_tier(kind_.tier);
   *info.mutable_default_limits() = DefaultLimits();
-  for (const char* const verb :
-       {"create", "execute", "stdin", "pty", "signal", "stop", "files", "watch", "pause", "resume",
-        "images"}) {
+  for (const char* const verb : {"create", "execute", "stdin", "pty", "signal", "stop", "files",
+                                 "watch", "pause", "resume", "images"}) {
     (*info.mutable_verbs())[verb] = "yes";
   }
   for (const char* const verb : {"snapshot", "fork"})
-    (*info.mutable_verbs())[verb] = "what a guest writes lies in its own memory or disk";
+    (*info.mutable_verbs())[verb] =
+        options_.snapshots ? "yes" : "its machines continue no template";
   absl::Status usable = Usable();
   {
     absl::MutexLock lock(&mutex_);
@@ -174,6 +187,15 @@ absl::StatusOr<std::string> MachineTier::CreateSandbox(const std::string& id,
   RETURN_IF_ERROR(Probe());
   ASSIGN_OR_RETURN(const microvm::Accelerator accelerator, accelerator_.Get());
   step("accelerator");
+  ASSIGN_OR_RETURN(const std::optional<microvm::MachineSnapshot> snapshot,
+                   snapshots_->Find(spec.image()));
+  if (snapshot) {
+    const std::string name = kNamePrefix + base::RandomHex(12);
+    absl::ReaderMutexLock making(&making_mutex_);
+    RETURN_IF_ERROR(Restore(id, name, spec, *snapshot, accelerator, steps));
+    Know(name);
+    return name;
+  }
   ASSIGN_OR_RETURN(VmConfig config, Configure(spec, accelerator));
   step("image");
   config.uid = NewUid();
@@ -198,20 +220,36 @@ absl::Status MachineTier::Clone(const std::string& name, VmConfig config,
                                 std::vector<sandbox::StepTime>* steps) {
   ASSIGN_OR_RETURN(const std::shared_ptr<const microvm::Template> from,
                    templates_.Get(config, steps));
-  // A position of its own in the file that all clones read.
-  const std::string path = fmt::format("/proc/self/fd/{}", from->state.get());
-  const base::UniqueFd state(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!state.valid()) return base::ErrnoStatus(errno, "open the state of a template");
   config.mode = static_cast<uint8_t>(Mode::kClone);
+  return StartFrom(*from, name, std::move(config), from->console, steps);
+}
+
+absl::Status MachineTier::StartFrom(const microvm::Template& from, const std::string& name,
+                                    VmConfig config, const std::string& console,
+                                    std::vector<sandbox::StepTime>* steps) {
+  // A position of its own in the file that all clones read.
+  const std::string path = fmt::format("/proc/self/fd/{}", from.state.get());
+  const base::UniqueFd state(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!state.valid() && config.snapshot.empty())
+    return base::ErrnoStatus(errno, "open the state of a template");
+  config.template_id = from.id;
   config.deadline_ms = kCloneDeadlineMs;
   const std::string box = Box(name);
-  RETURN_IF_ERROR(base::MakeDirs(box, 0700));
-  absl::Status made =
-      base::WriteFileAtomic(fmt::format("{}/{}", box, microvm::kConsoleFile), from->console);
-  if (made.ok())
-    return microvm::StartBox(box, program_, config, {from->ram.get(), state.get()}, steps);
+  auto start = [&]() -> absl::Status {
+    RETURN_IF_ERROR(base::MakeDirs(box, 0700));
+    RETURN_IF_ERROR(
+        base::WriteFileAtomic(fmt::format("{}/{}", box, microvm::kConsoleFile), console));
+    // The machine may be started again when the store has the disk no more.
+    const std::string disk = fmt::format("{}/{}", box, microvm::kImagePart);
+    if (link(config.image.c_str(), disk.c_str()) != 0)
+      return base::ErrnoStatus(errno, fmt::format("link {} to {}", config.image, disk));
+    config.image = disk;
+    return microvm::StartBox(box, program_, config, {from.ram.get(), state.get()}, steps);
+  };
+  const absl::Status started = start();
+  if (started.ok()) return started;
   if (absl::Status removed = microvm::RemoveBox(box); !removed.ok()) return removed;
-  return made;
+  return started;
 }
 
 absl::Status MachineTier::RecoverSandbox(const SandboxRef& sandbox) {
@@ -224,6 +262,7 @@ absl::Status MachineTier::RecoverSandbox(const SandboxRef& sandbox) {
     if (!answer.ok()) found = absl::UnavailableError(std::string(answer.message()));
   }
   if (found.ok() || absl::IsUnavailable(found)) Know(sandbox.placement);
+  RemoveHalfMade(Box(sandbox.placement));
   return found;
 }
 
@@ -249,10 +288,21 @@ void MachineTier::RecoveryDone() {
 
 absl::StatusOr<sandbox::Image> MachineTier::ImportImage(const std::string& name,
                                                         const std::string& source) {
-  return disks_->Import(name, source);
+  ASSIGN_OR_RETURN(sandbox::Image image, disks_->Import(name, source));
+  // The new image of this name is not a snapshot any more.
+  if (absl::Status old = snapshots_->Remove(name); !old.ok() && !absl::IsNotFound(old)) return old;
+  return image;
 }
-absl::StatusOr<std::vector<sandbox::Image>> MachineTier::ListImages() { return disks_->List(); }
-absl::Status MachineTier::RemoveImage(const std::string& name) { return disks_->Remove(name); }
+absl::StatusOr<std::vector<sandbox::Image>> MachineTier::ListImages() {
+  ASSIGN_OR_RETURN(std::vector<sandbox::Image> images, snapshots_->List());
+  ASSIGN_OR_RETURN(std::vector<sandbox::Image> layered, disks_->List());
+  images.insert(images.end(), layered.begin(), layered.end());
+  return images;
+}
+absl::Status MachineTier::RemoveImage(const std::string& name) {
+  const absl::Status snapshot = snapshots_->Remove(name), layered = disks_->Remove(name);
+  return absl::IsNotFound(layered) ? snapshot : layered;
+}
 
 CallOwner MachineTier::Owner(const std::string& placement) const {
   return {Box(placement), {}, [box = Box(placement)] { return microvm::BoxEnd(box); }};
@@ -308,6 +358,7 @@ absl::StatusOr<VmConfig> MachineTier::BaseConfig(const microvm::Accelerator& acc
   VmConfig config;
   config.board = static_cast<uint8_t>(kind_.board);
   config.program = options_.qemu;
+  config.vmm = accelerator_.vmm_key();
   config.accelerator = accelerator.name;
   config.tsc_khz = accelerator.tsc_khz;
   config.kernel = guest.kernel;

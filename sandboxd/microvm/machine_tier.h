@@ -14,6 +14,7 @@
 #include "sandboxd/link/agent_tier.h"
 #include "sandboxd/microvm/accelerator.h"
 #include "sandboxd/microvm/disk_store.h"
+#include "sandboxd/microvm/snapshot_store.h"
 #include "sandboxd/microvm/template_store.h"
 #include "sandboxd/microvm/vm_config.h"
 
@@ -42,6 +43,7 @@ class MachineTier : public AgentTier {
     MachineTierOptions options;
     Kind kind;
     std::unique_ptr<microvm::DiskStore> disks;
+    std::unique_ptr<microvm::SnapshotStore> snapshots;
     std::unique_ptr<RemoteCallLoop> loop;
   };
   // Errors: the state directory cannot be used.
@@ -58,6 +60,8 @@ class MachineTier : public AgentTier {
   absl::Status StopSandbox(const SandboxRef& sandbox) override;
   absl::Status PauseSandbox(const SandboxRef& sandbox) override;
   absl::Status ResumeSandbox(const SandboxRef& sandbox) override;
+  absl::StatusOr<SnapshotImage> SnapshotSandbox(const SandboxRef& sandbox,
+                                                const std::string& name) override;
   void RecoveryDone() override;
   absl::StatusOr<sandbox::Image> ImportImage(const std::string& name,
                                              const std::string& source) override;
@@ -83,6 +87,9 @@ class MachineTier : public AgentTier {
   static bool HasOwnSystem(const std::string& placement);
   // The limits that the machine has.
   static sandbox::Limits MachineLimits(const sandbox::SandboxSpec& spec);
+  static std::string HostName(const std::string& sandbox_id);
+  // As whom a machine runs; 0: as this process.
+  static uint32_t NewUid();
 
   std::string RunDir(const std::string& placement) const override { return Box(placement); }
   CallOwner Owner(const std::string& placement) const override;
@@ -104,6 +111,15 @@ class MachineTier : public AgentTier {
   // Continues a template as machine `name`; the template is made where there is none.
   absl::Status Clone(const std::string& name, microvm::VmConfig config,
                      std::vector<sandbox::StepTime>* steps);
+  // Continues a snapshot as machine `name` of sandbox `id`.
+  absl::Status Restore(const std::string& id, const std::string& name,
+                       const sandbox::SandboxSpec& spec, const microvm::MachineSnapshot& snapshot,
+                       const microvm::Accelerator& accelerator,
+                       std::vector<sandbox::StepTime>* steps);
+  // `config` as a machine that begins with `from`, in a new box with a link to its disk.
+  absl::Status StartFrom(const microvm::Template& from, const std::string& name,
+                         microvm::VmConfig config, const std::string& console,
+                         std::vector<sandbox::StepTime>* steps);
   // Machines of this daemon's state that the journal does not know, and what was being made.
   void RemoveOthers(const std::set<std::string>& known);
 
@@ -111,6 +127,7 @@ class MachineTier : public AgentTier {
   const Kind kind_;
   const std::string program_;
   const std::unique_ptr<microvm::DiskStore> disks_;
+  const std::unique_ptr<microvm::SnapshotStore> snapshots_;
   microvm::TemplateStore templates_;
   microvm::AcceleratorProbe accelerator_;
 

@@ -24,6 +24,7 @@ bool Mux::Broken(const char* why) {
 
 void Mux::AddPollFds(std::vector<pollfd>* fds) const {
   fds->push_back({port_.get(), static_cast<short>(POLLIN | (out_.empty() ? 0 : POLLOUT)), 0});
+  if (held_) return;
   for (const auto& [id, channel] : channels_) {
     if (!channel.local.valid()) continue;
     short events = channel.to_local.empty() ? 0 : POLLOUT;
@@ -33,8 +34,9 @@ void Mux::AddPollFds(std::vector<pollfd>* fds) const {
 }
 
 bool Mux::Step() {
+  if (!port_.valid()) return true;
   if (!ReadPort()) return false;
-  for (auto it = channels_.begin(); it != channels_.end();) {
+  for (auto it = channels_.begin(); !held_ && it != channels_.end();) {
     Pump(it->first, it->second);
     const bool over = it->second.close_sent && it->second.close_got;
     it = over ? channels_.erase(it) : std::next(it);
@@ -48,6 +50,12 @@ bool Mux::Open(agent::Fd connection) {
   Put(id, MuxType::kOpen, "");
   channels_[id].local = std::move(connection);
   return true;
+}
+
+void Mux::Restart() {
+  channels_.clear();
+  next_id_ = 1;
+  held_ = false;
 }
 
 void Mux::Send(const std::string& frame) {

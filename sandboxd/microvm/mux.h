@@ -38,7 +38,16 @@ class Mux {
   // Queues a control frame.
   void Send(const std::string& frame);
 
-  bool full() const { return channels_.size() >= kMuxChannelsMax; }
+  // From now on nothing new is said: what is queued still leaves, local sockets wait.
+  void Hold() { held_ = true; }
+  void GoOn() { held_ = false; }
+  // Guest, held: another host begins anew, and no channel of the last one is left.
+  void Restart();
+  // Host, held: goes on at another port; not valid: with none, until there is one.
+  void SetPort(agent::Fd port) { port_ = std::move(port); }
+
+  // No channel may be opened now.
+  bool full() const { return held_ || channels_.size() >= kMuxChannelsMax; }
   bool idle() const { return out_.empty() && channels_.empty(); }
   const std::string& why() const { return why_; }
 
@@ -70,7 +79,7 @@ class Mux {
   std::string in_, out_;
   agent::FrameReader control_in_;
   size_t control_pending_ = 0;  // bytes of a control message that is not complete
-  bool writable_ = true;
+  bool held_ = false;
   std::string why_;
 };
 

@@ -22,6 +22,7 @@
 #include "base/format.h"
 #include "base/status_macros.h"
 #include "sandboxd/link/agent_link.h"
+#include "sandboxd/microvm/memory_image.h"
 #include "sandboxd/microvm/qemu_arguments.h"
 #include "sandboxd/microvm/qmp.h"
 #include "sandboxd/microvm/vmm.h"
@@ -104,11 +105,17 @@ std::string LastLine(std::string text) {
 
 class Qemu final : public Vmm {
  public:
-  ~Qemu() override {
+  ~Qemu() override { End(); }
+
+  void End() override {
     if (pid_ <= 0) return;
     kill(pid_, SIGKILL);
     while (waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
     }
+    pid_ = -1;
+    console_.Read();
+    port_.Reset(), console_.fd.Reset(), words_.fd.Reset();
+    monitor_.reset();
   }
 
   absl::Status Launch(const VmConfig& config) override {
@@ -134,7 +141,7 @@ class Qemu final : public Vmm {
         QemuArguments(config, {port.theirs.get(), monitor.theirs.get(), console.theirs.get()},
                       file));
     const auto mode = static_cast<Mode>(config.mode);
-    if (mode == Mode::kTemplate || mode == Mode::kClone) inherited_.push_back(kRamFd);
+    if (mode == Mode::kTemplate || FromTemplate(mode)) inherited_.push_back(kRamFd);
     const pid_t parent = getpid();
     pid_ = fork();
     if (pid_ < 0) return base::ErrnoStatus(errno, "fork the machine");
@@ -182,13 +189,37 @@ class Qemu final : public Vmm {
     return absl::DeadlineExceededError("the machine was not loaded in time");
   }
 
+  absl::Status SaveTo(const std::string& dir) override {
+    ASSIGN_OR_RETURN(const UniqueFd memory, MakePart(dir, kMemoryPart));
+    ASSIGN_OR_RETURN(const UniqueFd devices, MakePart(dir, kDevicesPart));
+    RETURN_IF_ERROR(SaveOwnPages(pid_, kRamFd, memory.get()).status());
+    RETURN_IF_ERROR(monitor_->Command("add-fd", R"({"fdset-id":2})", devices.get()).status());
+    // What a migration writes beside the memory, which only this command leaves out of a private
+    // mapping.
+    const absl::Status saved =
+        monitor_
+            ->Command("xen-save-devices-state", R"({"filename":"/dev/fdset/2","live":false})",
+                      /*pass=*/-1, kTransferMs)
+            .status();
+    RETURN_IF_ERROR(monitor_->Command("remove-fd", R"({"fdset-id":2})").status());
+    return saved;
+  }
+
+  absl::Status LoadFrom(const std::string& dir) override {
+    ASSIGN_OR_RETURN(const UniqueFd memory, OpenPart(dir, kMemoryPart));
+    ASSIGN_OR_RETURN(const UniqueFd devices, OpenPart(dir, kDevicesPart));
+    RETURN_IF_ERROR(LoadOwnPages(memory.get(), pid_, kRamFd).status());
+    return Load(devices.get());
+  }
+
   absl::Status Pause() override { return monitor_->Command("stop").status(); }
   absl::Status Resume() override { return monitor_->Command("cont").status(); }
 
   UniqueFd TakePort() override { return std::move(port_); }
   pid_t pid() const override { return pid_; }
   void AddPollFds(std::vector<pollfd>* fds) const override {
-    for (const int fd : {monitor_->fd(), console_.fd.get(), words_.fd.get()})
+    for (const int fd :
+         {monitor_ != nullptr ? monitor_->fd() : -1, console_.fd.get(), words_.fd.get()})
       fds->push_back({fd, POLLIN, 0});  // poll passes over -1
   }
   void Attend() override {
@@ -251,6 +282,19 @@ class Qemu final : public Vmm {
   absl::Status SendEvents(std::vector<json> events) {
     const json arguments = {{"events", events}};
     return monitor_->Command("input-send-event", arguments.dump()).status();
+  }
+
+  static absl::StatusOr<UniqueFd> MakePart(const std::string& dir, const char* name) {
+    const std::string path = fmt::format("{}/{}", dir, name);
+    UniqueFd fd(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    if (!fd.valid()) return base::ErrnoStatus(errno, "make " + path);
+    return fd;
+  }
+  static absl::StatusOr<UniqueFd> OpenPart(const std::string& dir, const char* name) {
+    const std::string path = fmt::format("{}/{}", dir, name);
+    UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd.valid()) return base::ErrnoStatus(errno, "open " + path);
+    return fd;
   }
 
   // Memory is in a file that both sides map: it is not part of the stream.

@@ -15,8 +15,8 @@ using nlohmann::json;
 
 constexpr char kFilter[] =
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-constexpr char kMicrovmMachine[] = "microvm,pcie=off,usb=off";
-constexpr char kQ35Machine[] = "q35,usb=off,vmport=off,sata=off,smbus=off";
+constexpr char kMicrovmMachine[] = "microvm,pcie=off,usb=off,suppress-vmdesc=on";
+constexpr char kQ35Machine[] = "q35,usb=off,vmport=off,sata=off,smbus=off,suppress-vmdesc=on";
 
 // The kernel's own tests of its ciphers would take a third of an emulated boot.
 constexpr char kKernelArguments[] =
@@ -46,7 +46,8 @@ class Builder {
       if (!config_.seed.empty()) RETURN_IF_ERROR(AddReadOnly("seed", config_.seed));
     }
     if (q35_) Add({"-device", "VGA,vgamem_mb=16", "-device", "virtio-tablet-pci"});
-    if (mode_ == Mode::kClone) Add({"-incoming", "defer"});
+    // Paused until it is told to go on, whatever it did when it was saved.
+    if (FromTemplate(mode_)) Add({"-incoming", "defer", "-S"});
     return std::move(out_);
   }
 
@@ -62,13 +63,15 @@ class Builder {
   }
 
   void AddMachine() {
-    const bool shared = mode_ == Mode::kTemplate, in_file = shared || mode_ == Mode::kClone;
+    const bool shared = mode_ == Mode::kTemplate, in_file = shared || FromTemplate(mode_);
     std::string machine = q35_ ? kQ35Machine : kMicrovmMachine;
     if (in_file) machine += ",memory-backend=ram";
     Add({config_.program, "-M", machine, "-accel", kvm_ ? "kvm" : "tcg,tb-size=128", "-cpu",
          kvm_ ? "host" : "max", "-m", fmt::format("{}M", config_.memory_mib), "-smp",
          std::to_string(config_.cpus), "-nodefaults", "-no-user-config", "-display", "none",
-         "-no-reboot", "-sandbox", kFilter});
+         "-no-reboot", "-sandbox", kFilter,
+         // Devices that are saved alone have no configuration section; so none has.
+         "-global", "migration.send-configuration=off"});
     if (!in_file) return;
     Add({"-object", fmt::format("memory-backend-file,id=ram,mem-path=/proc/self/fd/{},size={}M,"
                                 "share={}",

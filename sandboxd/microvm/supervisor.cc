@@ -53,16 +53,6 @@ std::string Refusal(int error, const std::string& why) {
   return agent::Frame(agent::FrameType::kError, agent::Error{error, why});
 }
 
-std::string ConsoleText(const Vmm& vmm) {
-  std::string text;
-  for (uint64_t from = 0;;) {
-    const ConsoleData piece = vmm.Console(from);
-    text += piece.data;
-    from = piece.begin + piece.data.size();
-    if (from >= piece.end) return text;
-  }
-}
-
 }  // namespace
 
 absl::Status Supervisor::Run() {
@@ -93,10 +83,11 @@ absl::Status Supervisor::Start() {
   Step("vmm");
   // Nothing of ours runs in it yet, and perhaps never does.
   if (own_system()) return Listen();
-  if (mode == Mode::kClone) {
-    RETURN_IF_ERROR(vmm_->Load(kStateFd));
+  if (FromTemplate(mode)) {
+    RETURN_IF_ERROR(mode == Mode::kClone ? vmm_->Load(kStateFd) : vmm_->LoadFrom(config_.snapshot));
     RETURN_IF_ERROR(vmm_->Resume());
     Step("restore");
+    if (mode == Mode::kRestore) mux_->Send(GuestFrame(GuestMessage::kRestart));
   } else {
     RETURN_IF_ERROR(Expect(GuestMessage::kHello));
     Step("kernel");
@@ -108,7 +99,7 @@ absl::Status Supervisor::Start() {
       if (!mux_->idle()) return absl::InternalError("the guest is not quiet after its start");
       RETURN_IF_ERROR(vmm_->Save(kStateFd));
       vmm_->Attend();
-      RETURN_IF_ERROR(base::WriteFileAtomic(kConsoleFile, ConsoleText(*vmm_)));
+      RETURN_IF_ERROR(base::WriteFileAtomic(kConsoleFile, ConsoleText()));
       Step("save");
       return absl::OkStatus();
     }
@@ -181,6 +172,10 @@ bool Supervisor::TakeMessage(GuestMessage type, const std::string& payload) {
     if (!agent::Decode(payload, &hello) || hello.version != kGuestWireVersion) return false;
   } else if (!payload.empty()) {
     return false;
+  }
+  if (type == GuestMessage::kHeld) {
+    if (holding_ && holds_ == 1) held_ = true;  // not of a request that was given up
+    return holds_-- > 0;
   }
   if (!agents_.valid()) {
     messages_.push_back(type);
@@ -278,6 +273,12 @@ std::string Supervisor::Answer(VmRequest type, const std::string& payload) {
       status = Screenshot(request.file);
       break;
     }
+    case VmRequest::kSnapshot: {
+      SnapshotRequest request;
+      if (!agent::Decode(payload, &request)) return Refusal(EINVAL, "a malformed request");
+      status = Snapshot(request);
+      break;
+    }
     case VmRequest::kInput: {
       Input input;
       if (!agent::Decode(payload, &input)) return Refusal(EINVAL, "a malformed request");
@@ -288,7 +289,11 @@ std::string Supervisor::Answer(VmRequest type, const std::string& payload) {
       return Refusal(EINVAL, "no such request");
   }
   if (status.ok()) return agent::RawFrame(agent::FrameType::kOk, "");
-  return Refusal(absl::IsUnimplemented(status) ? ENOSYS : EIO, std::string(status.message()));
+  const int error = absl::IsUnimplemented(status)       ? ENOSYS
+                    : absl::IsUnavailable(status)       ? EAGAIN
+                    : absl::IsResourceExhausted(status) ? ENOSPC
+                                                        : EIO;
+  return Refusal(error, std::string(status.message()));
 }
 
 absl::Status Supervisor::Screenshot(const std::string& file) {
@@ -308,17 +313,6 @@ void Supervisor::Stop() {
     return;
   }
   stop_at_us_ = base::MonotonicMicros() + static_cast<int64_t>(config_.stop_grace_ms) * 1000;
-}
-
-// Its clock stood still meanwhile.
-absl::Status Supervisor::SetPaused(bool paused) {
-  if (paused == paused_) return absl::OkStatus();
-  RETURN_IF_ERROR(paused ? vmm_->Pause() : vmm_->Resume());
-  paused_ = paused;
-  if (paused || !agent_) return absl::OkStatus();
-  ++renewals_;
-  SendRenew(/*clock_only=*/true);
-  return absl::OkStatus();
 }
 
 // The words that the daemon shows: how the VMM ended where it did, else what the guest did.

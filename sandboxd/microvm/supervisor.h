@@ -48,6 +48,15 @@ class Supervisor {
   void Stop();
   bool own_system() const { return !config_.disk.empty(); }
   absl::Status SetPaused(bool paused);
+  // Nothing is on its way between the two sides of the port when it returns; until GoOn.
+  // UNAVAILABLE when the guest does not answer in time; it goes on then.
+  absl::Status Hold();
+  void GoOn();
+  // Of a paused and held machine: it lies in the box, and its process is gone; and back.
+  absl::Status Suspend();
+  absl::Status Wake();
+  std::string ConsoleText() const;
+  absl::Status Snapshot(const SnapshotRequest& request);
   absl::Status Ended(absl::Status because);
   void Step(const char* name);
   void Tell(const std::string& line);
@@ -63,7 +72,11 @@ class Supervisor {
   std::string failure_;                 // the guest's Failed
   agent::Fd agents_, controls_;         // listening
   std::list<Request> requests_;
-  int renewals_ = 0;  // that the guest has not answered
+  int renewals_ = 0;      // that the guest has not answered
+  int holds_ = 0;         // that the guest has not answered
+  bool holding_ = false;  // Hold waits
+  bool held_ = false;     // the port is quiet
+  bool suspended_ = false;
   bool paused_ = false, stop_ = false;
   bool agent_ = false;       // the guest's agent listens
   int64_t stop_at_us_ = -1;  // the guest was asked to end until then

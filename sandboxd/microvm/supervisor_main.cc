@@ -25,10 +25,9 @@ namespace {
 using namespace reprise;  // NOLINT: a program of one file
 namespace microvm = sandboxd::microvm;
 
-constexpr uint64_t kConfigBytesMax = 1 << 20;
-
 absl::StatusOr<microvm::VmConfig> ReadConfig() {
-  ASSIGN_OR_RETURN(const std::string text, base::ReadFile(microvm::kConfigFile, kConfigBytesMax));
+  ASSIGN_OR_RETURN(const std::string text,
+                   base::ReadFile(microvm::kConfigFile, microvm::kConfigBytesMax));
   microvm::VmConfig config;
   if (!sandboxd::agent::Decode(text, &config))
     return absl::DataLossError("the configuration of the machine is malformed");

@@ -3,6 +3,7 @@
 // another. Both are anonymous files of the daemon; the next daemon makes its own.
 #pragma once
 
+#include <functional>
 #include <list>
 #include <memory>
 #include <string>
@@ -19,9 +20,16 @@ namespace reprise::sandboxd::microvm {
 namespace sandbox = ::reprise::sandbox::v1;
 
 struct Template {
-  base::UniqueFd ram, state;
-  std::string console;  // what its console said
+  std::string id;  // of this one memory; another boot of the same kind makes another
+  base::UniqueFd ram;
+  base::UniqueFd state;  // of its devices; none where only its memory was kept
+  std::string console;   // what its console said
 };
+
+// A memory file that can be sealed. `bytes`: its size, all zeros and no memory yet.
+absl::StatusOr<base::UniqueFd> MakeMemoryFile(const char* name, uint64_t bytes);
+// No machine that maps it, and nobody else, can change the template any more.
+absl::Status Seal(const Template& made);
 
 class TemplateStore {
  public:
@@ -34,6 +42,9 @@ class TemplateStore {
   // where there is none, which takes as long as a boot. One that is being made is waited for.
   absl::StatusOr<std::shared_ptr<const Template>> Get(const VmConfig& config,
                                                       std::vector<sandbox::StepTime>* steps);
+  // The template `id`, which `load` brings back from where it was kept when it is not here.
+  using Load = std::function<absl::StatusOr<std::shared_ptr<const Template>>()>;
+  absl::StatusOr<std::shared_ptr<const Template>> Get(const std::string& id, const Load& load);
 
  private:
   struct Slot {
@@ -41,6 +52,7 @@ class TemplateStore {
     absl::Mutex mutex;  // held while it is made
     std::shared_ptr<const Template> made ABSL_GUARDED_BY(mutex);
   };
+  std::shared_ptr<Slot> SlotOf(const std::string& key);
   absl::StatusOr<std::shared_ptr<const Template>> Make(const VmConfig& config,
                                                        std::vector<sandbox::StepTime>* steps) const;
 

@@ -18,6 +18,7 @@ inline constexpr char kLockFile[] = "lock";  // held as long as the supervisor o
 inline constexpr char kControlDir[] = "control";
 // What the console said before this machine was continued; a template's supervisor writes it.
 inline constexpr char kConsoleFile[] = "console";
+inline constexpr uint64_t kConfigBytesMax = 1 << 20;
 inline constexpr size_t kEndBytesMax = 4096;
 inline constexpr size_t kConsoleBytesMax = 256 << 10;  // kept of a console: its end
 inline constexpr size_t kConsoleFileBytesMax = 4 * kConsoleBytesMax;
@@ -27,14 +28,26 @@ inline constexpr size_t kConsolePieceBytes = 64 << 10;
 inline constexpr int kReadyFd =
     3;  // written: "step NAME US", then "ok" or "error WORDS"; then closed
 inline constexpr int kRamFd = 4;    // memory of a template or of its clone
-inline constexpr int kStateFd = 5;  // devices of the same
+inline constexpr int kStateFd = 5;  // devices of the template, to begin with them
 
 enum class Mode : uint8_t {
   kProbe = 1,     // ends when the kernel is up
   kBoot = 2,      // from nothing
   kTemplate = 3,  // boots into kRamFd, saves into kStateFd when the agent listens, ends
   kClone = 4,     // continues a template
+  kRestore = 5,   // continues a template, as the snapshot in VmConfig::snapshot says
 };
+// Whether the machine's memory begins as that of a template.
+inline bool FromTemplate(Mode mode) { return mode == Mode::kClone || mode == Mode::kRestore; }
+
+// Files of a snapshot's directory; the template's memory is made where that was asked for.
+inline constexpr char kMemoryPart[] = "memory";    // pages that are not the template's (FORMAT.md)
+inline constexpr char kDevicesPart[] = "devices";  // as the VMM writes them
+inline constexpr char kConsolePart[] = "console";  // what the console said until then
+inline constexpr char kImagePart[] = "image";      // the disk of its image; of a box too
+inline constexpr char kTemplateMemoryPart[] = "template-memory";
+inline constexpr char kSnapshotDir[] = "snapshot";    // of a box: one that is being made
+inline constexpr char kSuspendedDir[] = "suspended";  // of a box: the machine, while it is paused
 
 enum class Board : uint8_t {
   kMicrovm = 0,  // virtio over memory, no screen
@@ -45,6 +58,7 @@ struct VmConfig {
   uint8_t mode = 0;
   uint8_t board = 0;
   std::string program;      // of the VMM
+  std::string vmm;          // which one that is: what it saves, no other can load
   std::string accelerator;  // "kvm" or "tcg"
   std::string kernel, initramfs;
   std::string image;  // EROFS; "" without (a probe)
@@ -59,15 +73,18 @@ struct VmConfig {
   uint64_t tsc_khz = 0;      // for tcg, whose guests cannot measure it
   uint32_t uid = 0;          // as whom the VMM runs; 0: as the supervisor
   uint64_t deadline_ms = 0;  // until it is ready
+  std::string template_id;   // whose memory it begins with; "" when it boots
+  std::string snapshot;      // kRestore: a directory
   // What a clone gets of its own.
   std::string hostname;
   uint64_t disk_bytes = 0;
   uint32_t pids = 0;
   Setup setup;
   void Fields(auto& f) {
-    f(mode), f(board), f(program), f(accelerator), f(kernel), f(initramfs), f(image), f(disk),
-        f(base), f(base_format), f(base_bytes), f(seed), f(stop_grace_ms), f(memory_mib), f(cpus),
-        f(tsc_khz), f(uid), f(deadline_ms), f(hostname), f(disk_bytes), f(pids);
+    f(mode), f(board), f(program), f(vmm), f(accelerator), f(kernel), f(initramfs), f(image),
+        f(disk), f(base), f(base_format), f(base_bytes), f(seed), f(stop_grace_ms), f(memory_mib),
+        f(cpus), f(tsc_khz), f(uid), f(deadline_ms), f(template_id), f(snapshot), f(hostname),
+        f(disk_bytes), f(pids);
     setup.Fields(f);
   }
 };
@@ -80,6 +97,7 @@ enum class VmRequest : uint8_t {
   kConsole = 132,      // ConsoleRequest -> kConsoleData
   kScreenshot = 133,   // ScreenshotRequest -> kOk, with the picture in that file
   kInput = 134,        // Input -> kOk
+  kSnapshot = 135,     // SnapshotRequest -> kOk, with the parts in the box's kSnapshotDir
   kState = 160,        // answer: VmState
   kConsoleData = 161,  // answer: ConsoleData
 };
@@ -102,6 +120,10 @@ struct ConsoleData {
 struct ScreenshotRequest {
   std::string file;  // of the box; made, as PNG
   void Fields(auto& f) { f(file); }
+};
+struct SnapshotRequest {
+  uint8_t with_template = 0;  // the template's memory too
+  void Fields(auto& f) { f(with_template); }
 };
 enum class InputKind : uint8_t {
   kKeys = 1,    // `names` pressed in order and let go

@@ -22,12 +22,20 @@ class Vmm {
   // The process and its machine go with it.
   virtual ~Vmm() = default;
 
-  // Starts the process. The machine boots at once, but for Mode::kClone, which waits for Load.
+  // Starts the process. The machine boots at once, but for one from a template, which waits for
+  // Load.
   virtual absl::Status Launch(const VmConfig& config) = 0;
+  // Ends the process and its machine; Launch may start another.
+  virtual void End() = 0;
   // Continues what Save wrote; the machine stays paused. `state_fd` is read from its position.
   virtual absl::Status Load(int state_fd) = 0;
   // Pauses the machine and writes its devices; its memory is in the file that it was started with.
   virtual absl::Status Save(int state_fd) = 0;
+  // Of a paused machine from a template: writes what it has of its own to the files kMemoryPart and
+  // kDevicesPart of `dir`, which are not there yet. Nothing is on stable storage then.
+  virtual absl::Status SaveTo(const std::string& dir) = 0;
+  // Instead of Load: continues what SaveTo wrote; the machine stays paused.
+  virtual absl::Status LoadFrom(const std::string& dir) = 0;
   virtual absl::Status Pause() = 0;
   virtual absl::Status Resume() = 0;
 

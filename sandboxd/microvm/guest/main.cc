@@ -121,6 +121,14 @@ class Init {
       mux_.Send(microvm::GuestFrame(GuestMessage::kRenewed));
       return true;
     }
+    // Asked before the machine is saved, and after, of this one or of a copy.
+    if (type == GuestMessage::kHold && payload.empty()) {
+      mux_.Send(microvm::GuestFrame(GuestMessage::kHeld));
+      mux_.Hold();
+      return true;
+    }
+    if (type == GuestMessage::kGoOn && payload.empty()) return mux_.GoOn(), true;
+    if (type == GuestMessage::kRestart && payload.empty()) return mux_.Restart(), true;
     return false;
   }
 
