@@ -26,6 +26,8 @@ struct DaemonOptions {
   std::string containerd_address = "/run/containerd/containerd.sock";  // "" turns the container tier off
   std::string qemu = "/usr/bin/qemu-system-x86_64";  // "" turns the microvm and vm tiers off
   std::string guest_dir;        // the guest kernel of scripts/guest-kernel; "" = HELPER_DIR/guest
+  int machine_pool = 0;         // machines that wait for a sandbox, of each kind and tier
+  uint64_t machine_pool_bytes = 1ull << 30;  // memory of their own that they may have, of each tier
   bool probe_machines = false;  // run the microvm tier's probe guest at the start, not with the first sandbox
   size_t sandboxes_max = 10000;    // that are not stopped
   uint64_t memory_bytes_max = 0;   // of the limits of all live sandboxes together; 0 = no bound

@@ -108,6 +108,13 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--guest-dir", options.guest_dir,
                  "guest kernel, as scripts/guest-kernel makes it; default: HELPER_DIR/guest");
+  app.add_option("--machine-pool", options.machine_pool,
+                 "machines that wait for a sandbox, of each kind that was wanted lately")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 64));
+  app.add_option("--machine-pool-bytes", options.machine_pool_bytes,
+                 "memory that those of a tier may have of their own")
+      ->capture_default_str();
   app.add_option("--helper-dir", options.helper_dir,
                  "where the helper programs are; default: beside this program");
   app.add_option("--log-level", log_level, "debug, info, warn, error or off")

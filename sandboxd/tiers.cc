@@ -38,6 +38,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOp
     machine.guest_dir = options.guest_dir;
     machine.qemu = options.qemu;
     machine.probe = options.probe_machines;
+    machine.ready = {options.machine_pool, options.machine_pool_bytes};
     ASSIGN_OR_RETURN(std::unique_ptr<Substrate> microvm_tier, MakeMicrovmTier(machine));
     tiers.push_back(std::move(microvm_tier));
     ASSIGN_OR_RETURN(std::unique_ptr<Substrate> vm_tier, MakeFullvmTier(machine));

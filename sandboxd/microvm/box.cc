@@ -143,8 +143,12 @@ pid_t SupervisorOf(const std::string& box) {
 
 }  // namespace
 
-absl::Status StartBox(const std::string& box, const std::string& program, const VmConfig& config,
-                      const BoxFds& fds, std::vector<sandbox::StepTime>* steps) {
+namespace {
+
+// Returns the end on which the supervisor told how it went.
+absl::StatusOr<UniqueFd> StartSupervisor(const std::string& box, const std::string& program,
+                                         const VmConfig& config, const BoxFds& fds,
+                                         std::vector<sandbox::StepTime>* steps) {
   RETURN_IF_ERROR(base::MakeDirs(box, 0700));
   agent::Encoder encoder;
   VmConfig copy = config;
@@ -160,9 +164,21 @@ absl::Status StartBox(const std::string& box, const std::string& program, const 
     const int64_t wait_ms = static_cast<int64_t>(config.deadline_ms) + kGraceMs;
     status = AwaitReady(read_end.get(), base::MonotonicMicros() + wait_ms * 1000, steps);
   }
-  if (status.ok()) return status;
+  if (status.ok()) return read_end;
   if (absl::Status removed = RemoveBox(box); !removed.ok()) return removed;
   return status;
+}
+
+}  // namespace
+
+absl::Status StartBox(const std::string& box, const std::string& program, const VmConfig& config,
+                      const BoxFds& fds, std::vector<sandbox::StepTime>* steps) {
+  return StartSupervisor(box, program, config, fds, steps).status();
+}
+
+absl::StatusOr<UniqueFd> StartReadyBox(const std::string& box, const std::string& program,
+                                       const VmConfig& config, const BoxFds& fds) {
+  return StartSupervisor(box, program, config, fds, nullptr);
 }
 
 bool BoxLives(const std::string& box) {

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/fd.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "sandboxd/microvm/vm_config.h"
 
@@ -25,6 +26,11 @@ struct BoxFds {
 // and the directory is gone. `steps` (may be null) receives the time of each step.
 absl::Status StartBox(const std::string& box, const std::string& program, const VmConfig& config,
                       const BoxFds& fds, std::vector<sandbox::StepTime>* steps);
+
+// The same of a machine with VmConfig::ready, which ends when what is returned is closed before it
+// was adopted.
+absl::StatusOr<base::UniqueFd> StartReadyBox(const std::string& box, const std::string& program,
+                                             const VmConfig& config, const BoxFds& fds);
 
 // Whether the supervisor or its machine lives.
 bool BoxLives(const std::string& box);

@@ -33,6 +33,7 @@ using microvm::VmConfig;
 
 constexpr char kSupervisorName[] = "reprise-microvm";
 constexpr char kNamePrefix[] = "vm-", kOwnSystemPrefix[] = "own-";
+constexpr size_t kNameBytes = 12;
 constexpr uint64_t kMiB = 1 << 20;
 // Beside the sandbox's own memory: the kernel with its tables, the initramfs, our processes.
 constexpr uint64_t kGuestOverheadMib = 112, kGuestOverheadShare = 32;
@@ -81,6 +82,8 @@ uint32_t MachineTier::NewUid() {
   const std::string hex = base::RandomHex(4);
   return kUidBase + static_cast<uint32_t>(std::stoul(hex, nullptr, 16)) % kUids;
 }
+
+std::string MachineTier::NewName() { return kNamePrefix + base::RandomHex(kNameBytes); }
 
 sandbox::Limits MachineTier::MachineLimits(const sandbox::SandboxSpec& spec) {
   sandbox::Limits limits = DefaultLimits();
@@ -132,7 +135,11 @@ MachineTier::MachineTier(Parts parts)
       accelerator_(Dir() + "/accelerator", options_.qemu,
                    [this](const microvm::Accelerator& accelerator, int64_t deadline_ms) {
                      return ProbeGuest(accelerator, deadline_ms);
-                   }) {}
+                   }),
+      ready_(options_.ready, [this](microvm::ReadyMachine machine) {
+        if (absl::Status removed = microvm::RemoveBox(Box(machine.name)); !removed.ok())
+          base::LogWarn(std::string(removed.message()));
+      }) {}
 
 sandbox::TierInfo MachineTier::Describe() {
   sandbox::TierInfo info;
@@ -187,11 +194,11 @@ absl::StatusOr<std::string> MachineTier::CreateSandbox(const std::string& id,
   RETURN_IF_ERROR(Probe());
   ASSIGN_OR_RETURN(const microvm::Accelerator accelerator, accelerator_.Get());
   step("accelerator");
+  absl::ReaderMutexLock making(&making_mutex_);
   ASSIGN_OR_RETURN(const std::optional<microvm::MachineSnapshot> snapshot,
                    snapshots_->Find(spec.image()));
   if (snapshot) {
-    const std::string name = kNamePrefix + base::RandomHex(12);
-    absl::ReaderMutexLock making(&making_mutex_);
+    const std::string name = NewName();
     RETURN_IF_ERROR(Restore(id, name, spec, *snapshot, accelerator, steps));
     Know(name);
     return name;
@@ -201,8 +208,12 @@ absl::StatusOr<std::string> MachineTier::CreateSandbox(const std::string& id,
   config.uid = NewUid();
   config.hostname = HostName(id);
   const bool own_system = !config.base.empty();
-  const std::string name = (own_system ? kOwnSystemPrefix : kNamePrefix) + base::RandomHex(12);
-  absl::ReaderMutexLock making(&making_mutex_);
+  if (std::optional<std::string> ready = own_system ? std::nullopt : TakeReady(config); ready) {
+    step("ready");
+    Know(*ready);
+    return *std::move(ready);
+  }
+  const std::string name = own_system ? kOwnSystemPrefix + base::RandomHex(kNameBytes) : NewName();
   RETURN_IF_ERROR(options_.snapshots && !own_system ? Clone(name, std::move(config), steps)
                                                     : Boot(name, std::move(config), steps));
   Know(name);
@@ -226,7 +237,8 @@ absl::Status MachineTier::Clone(const std::string& name, VmConfig config,
 
 absl::Status MachineTier::StartFrom(const microvm::Template& from, const std::string& name,
                                     VmConfig config, const std::string& console,
-                                    std::vector<sandbox::StepTime>* steps) {
+                                    std::vector<sandbox::StepTime>* steps,
+                                    base::UniqueFd* lifeline) {
   // A position of its own in the file that all clones read.
   const std::string path = fmt::format("/proc/self/fd/{}", from.state.get());
   const base::UniqueFd state(open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -244,6 +256,11 @@ absl::Status MachineTier::StartFrom(const microvm::Template& from, const std::st
     if (link(config.image.c_str(), disk.c_str()) != 0)
       return base::ErrnoStatus(errno, fmt::format("link {} to {}", config.image, disk));
     config.image = disk;
+    if (lifeline != nullptr) {
+      ASSIGN_OR_RETURN(
+          *lifeline, microvm::StartReadyBox(box, program_, config, {from.ram.get(), state.get()}));
+      return absl::OkStatus();
+    }
     return microvm::StartBox(box, program_, config, {from.ram.get(), state.get()}, steps);
   };
   const absl::Status started = start();
@@ -284,6 +301,7 @@ absl::Status MachineTier::ResumeSandbox(const SandboxRef& sandbox) {
 void MachineTier::RecoveryDone() {
   PruneCalls();
   RemoveOthers(Known());
+  if (options_.snapshots) StartReady();
 }
 
 absl::StatusOr<sandbox::Image> MachineTier::ImportImage(const std::string& name,
@@ -411,10 +429,12 @@ absl::Status MachineTier::ProbeGuest(const microvm::Accelerator& accelerator, in
 
 void MachineTier::RemoveOthers(const std::set<std::string>& known) {
   absl::MutexLock making(&making_mutex_);
+  const std::set<std::string> ready = ready_.Names();
   std::vector<std::string> boxes;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(Dir() + "/boxes", error)) {
-    if (!known.contains(entry.path().filename())) boxes.push_back(entry.path());
+    const std::string name = entry.path().filename();
+    if (!known.contains(name) && !ready.contains(name)) boxes.push_back(entry.path());
   }
   for (const auto& entry : std::filesystem::directory_iterator(ScratchDir(), error))
     boxes.push_back(entry.path());

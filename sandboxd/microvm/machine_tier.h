@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "sandboxd/link/agent_tier.h"
 #include "sandboxd/microvm/accelerator.h"
 #include "sandboxd/microvm/disk_store.h"
+#include "sandboxd/microvm/ready_pool.h"
 #include "sandboxd/microvm/snapshot_store.h"
 #include "sandboxd/microvm/template_store.h"
 #include "sandboxd/microvm/vm_config.h"
@@ -25,6 +27,9 @@ struct MachineTierOptions {
   std::string helper_dir;  // where reprise-microvm, reprise-guest and reprise-agent are
   std::string guest_dir;   // what scripts/guest-kernel made; "" = HELPER_DIR/guest
   std::string qemu = "/usr/bin/qemu-system-x86_64";
+  // Clones that wait for a sandbox, of each of the kinds that were wanted last (and at the start of
+  // a sandbox with nothing asked for), with at most so many bytes of memory of their own.
+  microvm::ReadyPool::Limits ready;
   bool snapshots = true;  // false: every sandbox boots from nothing
   bool probe =
       false;  // run the probe guest before the tier is offered (else with the first sandbox)
@@ -49,6 +54,8 @@ class MachineTier : public AgentTier {
   // Errors: the state directory cannot be used.
   static absl::StatusOr<Parts> Prepare(const MachineTierOptions& options, Kind kind);
   explicit MachineTier(Parts parts);
+  ~MachineTier() override { ready_.Close(); }
+  void Shutdown() override { ready_.Close(); }
 
   // Runs the probe guest where nothing is known; what it finds shows in Describe.
   absl::Status Probe();
@@ -90,6 +97,8 @@ class MachineTier : public AgentTier {
   static std::string HostName(const std::string& sandbox_id);
   // As whom a machine runs; 0: as this process.
   static uint32_t NewUid();
+  // Of the box of a machine whose system is ours.
+  static std::string NewName();
 
   std::string RunDir(const std::string& placement) const override { return Box(placement); }
   CallOwner Owner(const std::string& placement) const override;
@@ -111,6 +120,12 @@ class MachineTier : public AgentTier {
   // Continues a template as machine `name`; the template is made where there is none.
   absl::Status Clone(const std::string& name, microvm::VmConfig config,
                      std::vector<sandbox::StepTime>* steps);
+  // A machine of this kind that waits, or none.
+  std::optional<std::string> TakeReady(const microvm::VmConfig& config);
+  // Makes one that waits.
+  absl::StatusOr<microvm::ReadyMachine> MakeReady(microvm::VmConfig config);
+  // From now on machines are made ready, first of all for a sandbox with nothing asked for.
+  void StartReady();
   // Continues a snapshot as machine `name` of sandbox `id`.
   absl::Status Restore(const std::string& id, const std::string& name,
                        const sandbox::SandboxSpec& spec, const microvm::MachineSnapshot& snapshot,
@@ -119,7 +134,7 @@ class MachineTier : public AgentTier {
   // `config` as a machine that begins with `from`, in a new box with a link to its disk.
   absl::Status StartFrom(const microvm::Template& from, const std::string& name,
                          microvm::VmConfig config, const std::string& console,
-                         std::vector<sandbox::StepTime>* steps);
+                         std::vector<sandbox::StepTime>* steps, base::UniqueFd* lifeline = nullptr);
   // Machines of this daemon's state that the journal does not know, and what was being made.
   void RemoveOthers(const std::set<std::string>& known);
 
@@ -130,6 +145,7 @@ class MachineTier : public AgentTier {
   const std::unique_ptr<microvm::SnapshotStore> snapshots_;
   microvm::TemplateStore templates_;
   microvm::AcceleratorProbe accelerator_;
+  microvm::ReadyPool ready_;
 
   // Held for reading while a machine is made that is not known yet, for writing while others are
   // removed.

@@ -64,7 +64,7 @@ absl::Status Supervisor::Run() {
     return started;
   }
   Tell("ok");
-  ready_.Reset();
+  if (!waiting()) ready_.Reset();
   const auto mode = static_cast<Mode>(config_.mode);
   if (mode == Mode::kProbe || mode == Mode::kTemplate) return absl::OkStatus();
   return Serve();
@@ -85,9 +85,8 @@ absl::Status Supervisor::Start() {
   if (own_system()) return Listen();
   if (FromTemplate(mode)) {
     RETURN_IF_ERROR(mode == Mode::kClone ? vmm_->Load(kStateFd) : vmm_->LoadFrom(config_.snapshot));
-    RETURN_IF_ERROR(vmm_->Resume());
     Step("restore");
-    if (mode == Mode::kRestore) mux_->Send(GuestFrame(GuestMessage::kRestart));
+    return waiting() ? ListenControl() : BecomeSandbox();
   } else {
     RETURN_IF_ERROR(Expect(GuestMessage::kHello));
     Step("kernel");
@@ -104,6 +103,13 @@ absl::Status Supervisor::Start() {
       return absl::OkStatus();
     }
   }
+  return BecomeSandbox();
+}
+
+absl::Status Supervisor::BecomeSandbox() {
+  const auto mode = static_cast<Mode>(config_.mode);
+  if (FromTemplate(mode)) RETURN_IF_ERROR(vmm_->Resume());
+  if (mode == Mode::kRestore) mux_->Send(GuestFrame(GuestMessage::kRestart));
   SendRenew(/*clock_only=*/false);
   RETURN_IF_ERROR(Expect(GuestMessage::kRenewed));
   RETURN_IF_ERROR(Listen());
@@ -112,8 +118,23 @@ absl::Status Supervisor::Start() {
   return absl::OkStatus();
 }
 
+absl::Status Supervisor::Adopt(const Adoption& adoption) {
+  if (!waiting()) return absl::FailedPreconditionError("this machine is somebody's already");
+  config_.hostname = adoption.hostname;
+  config_.disk_bytes = adoption.disk_bytes;
+  config_.pids = adoption.pids;
+  deadline_us_ = base::MonotonicMicros() + static_cast<int64_t>(config_.deadline_ms) * 1000;
+  RETURN_IF_ERROR(BecomeSandbox());
+  ready_.Reset();
+  return absl::OkStatus();
+}
+
 absl::Status Supervisor::Listen() {
   ASSIGN_OR_RETURN(agents_, ListenAt(agent::kSocketName));
+  return controls_.valid() ? absl::OkStatus() : ListenControl();
+}
+
+absl::Status Supervisor::ListenControl() {
   RETURN_IF_ERROR(base::MakeDirs(kControlDir, 0700));
   ASSIGN_OR_RETURN(controls_, ListenAt(fmt::format("{}/{}", kControlDir, agent::kSocketName)));
   return absl::OkStatus();
@@ -200,6 +221,7 @@ absl::Status Supervisor::Serve() {
     mux_->AddPollFds(&fds);
     vmm_->AddPollFds(&fds);
     for (const Request& request : requests_) fds.push_back({request.fd.get(), POLLIN, 0});
+    fds.push_back({ready_.get(), 0, 0});
     int wait_ms = -1;
     if (stop_at_us_ >= 0) {
       const int64_t left_us = stop_at_us_ - base::MonotonicMicros();
@@ -207,6 +229,8 @@ absl::Status Supervisor::Serve() {
       wait_ms = static_cast<int>(left_us / 1000 + 1);
     }
     poll(fds.data(), fds.size(), wait_ms);
+    // Whom it waited for is gone.
+    if (waiting() && fds.back().revents != 0) return absl::OkStatus();
     vmm_->Attend();
     Accept();
     for (Request& request : requests_) TakeRequest(request);
@@ -247,6 +271,10 @@ void Supervisor::TakeRequest(Request& request) {
 
 std::string Supervisor::Answer(VmRequest type, const std::string& payload) {
   absl::Status status;
+  if (waiting() && type != VmRequest::kAdopt && type != VmRequest::kStatus &&
+      type != VmRequest::kStop) {
+    return Refusal(EINVAL, "this machine waits for its sandbox");
+  }
   switch (type) {
     case VmRequest::kStatus:
       return agent::Frame(static_cast<agent::FrameType>(VmRequest::kState),
@@ -271,6 +299,12 @@ std::string Supervisor::Answer(VmRequest type, const std::string& payload) {
       ScreenshotRequest request;
       if (!agent::Decode(payload, &request)) return Refusal(EINVAL, "a malformed request");
       status = Screenshot(request.file);
+      break;
+    }
+    case VmRequest::kAdopt: {
+      Adoption adoption;
+      if (!agent::Decode(payload, &adoption)) return Refusal(EINVAL, "a malformed request");
+      status = Adopt(adoption);
       break;
     }
     case VmRequest::kSnapshot: {

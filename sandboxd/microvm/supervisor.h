@@ -35,7 +35,13 @@ class Supervisor {
 
   absl::Status Start();
   absl::Status Serve();
+  // Offers the guest's agent; the daemon's requests are taken from ListenControl on.
   absl::Status Listen();
+  absl::Status ListenControl();
+  // The rest of the start of a machine from a template.
+  absl::Status BecomeSandbox();
+  absl::Status Adopt(const Adoption& adoption);
+  bool waiting() const { return config_.ready != 0 && !agents_.valid(); }
   // Waits for `wanted` from the guest; every other message but Failed is wrong then.
   absl::Status Expect(GuestMessage wanted);
   absl::Status StepMux();
@@ -61,7 +67,7 @@ class Supervisor {
   void Step(const char* name);
   void Tell(const std::string& line);
 
-  const VmConfig config_;
+  VmConfig config_;  // changed by Adopt
   const std::unique_ptr<Vmm> vmm_;
   base::UniqueFd ready_;
   std::unique_ptr<Mux> mux_;

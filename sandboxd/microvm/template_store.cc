@@ -20,6 +20,15 @@ constexpr size_t kTemplatesMax = 8;  // each holds what a booted guest touched, 
 
 constexpr size_t kIdBytes = 16;
 
+// The machine that is booted for others like this one.
+VmConfig KindOf(const VmConfig& config) {
+  VmConfig kind = config;
+  kind.mode = static_cast<uint8_t>(Mode::kTemplate);
+  kind.hostname.clear();
+  kind.disk_bytes = kind.pids = 0;
+  return kind;
+}
+
 absl::Status SealFile(const base::UniqueFd& fd) {
   if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
     return base::ErrnoStatus(errno, "seal a template");
@@ -76,17 +85,18 @@ absl::StatusOr<std::shared_ptr<const Template>> TemplateStore::Get(const std::st
   return slot->made;
 }
 
+std::string TemplateStore::KeyOf(const VmConfig& config) {
+  VmConfig kind = KindOf(config);
+  kind.uid = 0;
+  agent::Encoder encoder;
+  kind.Fields(encoder);
+  return encoder.Take();
+}
+
 absl::StatusOr<std::shared_ptr<const Template>> TemplateStore::Get(
     const VmConfig& config, std::vector<sandbox::StepTime>* steps) {
-  VmConfig kind = config;
-  kind.mode = static_cast<uint8_t>(Mode::kTemplate);
-  kind.hostname.clear();
-  kind.disk_bytes = kind.pids = 0;
-  agent::Encoder encoder;
-  VmConfig named = kind;
-  named.uid = 0;
-  named.Fields(encoder);
-  const std::shared_ptr<Slot> slot = SlotOf(encoder.Take());
+  const VmConfig kind = KindOf(config);
+  const std::shared_ptr<Slot> slot = SlotOf(KeyOf(config));
   absl::MutexLock lock(&slot->mutex);
   if (slot->made == nullptr) {
     ASSIGN_OR_RETURN(slot->made, Make(kind, steps));

@@ -37,6 +37,8 @@ class TemplateStore {
   TemplateStore(std::string scratch_dir, std::string program)
       : scratch_dir_(std::move(scratch_dir)), program_(std::move(program)) {}
 
+  // Which machines continue the same template: all that have this in common.
+  static std::string KeyOf(const VmConfig& config);
   // The template of machines like `config` (whose mode, user, host name, disk
   // and processes do not matter); made
   // where there is none, which takes as long as a boot. One that is being made is waited for.

@@ -75,7 +75,8 @@ struct VmConfig {
   uint64_t deadline_ms = 0;  // until it is ready
   std::string template_id;   // whose memory it begins with; "" when it boots
   std::string snapshot;      // kRestore: a directory
-  // What a clone gets of its own.
+  uint8_t ready = 0;  // kClone: it waits for kAdopt, and ends when kReadyFd's other end closes
+  // What a clone gets of its own; a ready one with kAdopt.
   std::string hostname;
   uint64_t disk_bytes = 0;
   uint32_t pids = 0;
@@ -83,8 +84,8 @@ struct VmConfig {
   void Fields(auto& f) {
     f(mode), f(board), f(program), f(vmm), f(accelerator), f(kernel), f(initramfs), f(image),
         f(disk), f(base), f(base_format), f(base_bytes), f(seed), f(stop_grace_ms), f(memory_mib),
-        f(cpus), f(tsc_khz), f(uid), f(deadline_ms), f(template_id), f(snapshot), f(hostname),
-        f(disk_bytes), f(pids);
+        f(cpus), f(tsc_khz), f(uid), f(deadline_ms), f(template_id), f(snapshot), f(ready),
+        f(hostname), f(disk_bytes), f(pids);
     setup.Fields(f);
   }
 };
@@ -98,6 +99,7 @@ enum class VmRequest : uint8_t {
   kScreenshot = 133,   // ScreenshotRequest -> kOk, with the picture in that file
   kInput = 134,        // Input -> kOk
   kSnapshot = 135,     // SnapshotRequest -> kOk, with the parts in the box's kSnapshotDir
+  kAdopt = 136,        // Adoption -> kOk, as soon as the machine is a sandbox's
   kState = 160,        // answer: VmState
   kConsoleData = 161,  // answer: ConsoleData
 };
@@ -120,6 +122,12 @@ struct ConsoleData {
 struct ScreenshotRequest {
   std::string file;  // of the box; made, as PNG
   void Fields(auto& f) { f(file); }
+};
+struct Adoption {
+  std::string hostname;
+  uint64_t disk_bytes = 0;
+  uint32_t pids = 0;
+  void Fields(auto& f) { f(hostname), f(disk_bytes), f(pids); }
 };
 struct SnapshotRequest {
   uint8_t with_template = 0;  // the template's memory too

@@ -1,4 +1,5 @@
 // The tiers of machines behind the program sandboxd, which is killed while a call runs in each.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
@@ -13,6 +14,7 @@
 #include "absl/time/clock.h"
 #include "base/fd.h"
 #include "reprise/sandbox/v1/sandbox.grpc.pb.h"
+#include "sandboxd/microvm/box.h"
 #include "tests/integration/sandboxd_process.h"
 
 namespace reprise::sandboxd {
@@ -48,9 +50,25 @@ class MachineDaemonTest : public ::testing::TestWithParam<sandbox::Tier> {
     EXPECT_TRUE(client_->Stop(kBox, Deadline()).ok());
     const int status = daemon_.End(SIGTERM);
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-    const char* const tier = GetParam() == sandbox::TIER_VM ? "vm" : "microvm";
-    EXPECT_TRUE(
-        std::filesystem::is_empty(fmt::format("{}/sandboxd/{}/boxes", state_.path(), tier)));
+    EXPECT_TRUE(std::filesystem::is_empty(Tier() + "/boxes"));
+  }
+  std::string Tier() const {
+    return fmt::format("{}/sandboxd/{}", state_.path(),
+                       GetParam() == sandbox::TIER_VM ? "vm" : "microvm");
+  }
+  // The one machine's supervisor, and the machine with it.
+  void KillMachine() {
+    std::vector<std::filesystem::path> boxes;
+    for (const auto& entry : std::filesystem::directory_iterator(Tier() + "/boxes"))
+      boxes.push_back(entry.path());
+    ASSERT_EQ(boxes.size(), 1u);
+    const base::UniqueFd lock(open((boxes.front() / "lock").c_str(), O_RDWR | O_CLOEXEC));
+    struct flock ask {};
+    ask.l_type = F_WRLCK;
+    ask.l_whence = SEEK_SET;
+    ASSERT_TRUE(lock.valid() && fcntl(lock.get(), F_GETLK, &ask) == 0 && ask.l_type != F_UNLCK);
+    ASSERT_EQ(kill(ask.l_pid, SIGKILL), 0);
+    while (microvm::BoxLives(boxes.front())) std::this_thread::yield();
   }
   static absl::Time Deadline() { return absl::Now() + kAnswerMax; }
   static sandbox::ExecuteRequest Request(const std::string& id, const std::string& script) {
@@ -65,6 +83,7 @@ class MachineDaemonTest : public ::testing::TestWithParam<sandbox::Tier> {
   const base::ScratchDir state_{"reprise-machine-daemon"};
   SandboxdProcess daemon_{state_.path(), {"--containerd", ""}};
   std::unique_ptr<SandboxClient> client_;
+  int kept_ = 0;  // snapshots
 };
 
 TEST_P(MachineDaemonTest, ACallGoesOnWhileTheDaemonIsDead) {
@@ -97,6 +116,85 @@ TEST_P(MachineDaemonTest, ACallGoesOnWhileTheDaemonIsDead) {
   EXPECT_TRUE(again->result.replayed());
   EXPECT_EQ(again->out, finished->out);
   EXPECT_EQ(client_->ExecuteToEnd(Request("count", "cat runs"), Deadline())->out, "run\n");
+}
+
+TEST_P(MachineDaemonTest, ADeadMachineLeavesTheEffectsOfACallOnce) {
+  ASSERT_TRUE(
+      client_->ExecuteToEnd(Request("before", "mkfifo go; echo before > log"), Deadline()).ok());
+  sandbox::ExecuteRequest call =
+      Request("call", "echo begun >> log; echo up; sleep 1; echo over >> log; cat log");
+  call.set_on_interrupt(sandbox::INTERRUPT_POLICY_RESTORE);
+  absl::Notification up;
+  absl::StatusOr<SandboxClient::Finished> finished;
+  std::thread caller([&] {
+    finished = client_->ExecuteToEnd(call, Deadline(), [&](sandbox::Stream, uint64_t, auto) {
+      if (!up.HasBeenNotified()) up.Notify();
+    });
+  });
+  EXPECT_TRUE(up.WaitForNotificationWithTimeout(kAnswerMax));
+  daemon_.End(SIGKILL);
+  KillMachine();
+  daemon_.Start();
+  caller.join();
+  ASSERT_TRUE(finished.ok()) << finished.status();
+  EXPECT_EQ(finished->result.outcome(), sandbox::OUTCOME_EXITED)
+      << finished->result.ShortDebugString();
+  EXPECT_EQ(finished->out, "up\nbefore\nbegun\nover\n");
+  EXPECT_EQ(client_->ExecuteToEnd(Request("after", "cat log"), Deadline())->out,
+            "before\nbegun\nover\n");
+}
+
+TEST_P(MachineDaemonTest, ALostMachineIsRebuiltFromItsSnapshotAndItsLog) {
+  ASSERT_TRUE(client_->ExecuteToEnd(Request("a", "echo one > a; cat a"), Deadline()).ok());
+  sandbox::SnapshotRequest snapshot;
+  snapshot.set_sandbox_id(kBox);
+  const auto taken = client_->Snapshot(snapshot, Deadline());
+  ASSERT_TRUE(taken.ok()) << taken.status();
+  ASSERT_TRUE(
+      client_->ExecuteToEnd(Request("b", "cat a; echo two >> a; wc -l < a"), Deadline()).ok());
+  daemon_.End(SIGKILL);
+  KillMachine();
+  daemon_.Start();
+  ASSERT_EQ(client_->Get(kBox, Deadline())->state(), sandbox::SANDBOX_STATE_LOST);
+  const auto restored = client_->Restore(kBox, Deadline());
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(restored->run_again(), 1u) << "a is in the snapshot";
+  EXPECT_EQ(client_->ExecuteToEnd(Request("c", "cat a"), Deadline())->out, "one\ntwo\n");
+  // A fork of it, once more when the one that it came from is gone.
+  sandbox::ForkRequest fork;
+  fork.set_sandbox_id(kBox);
+  fork.set_new_id("fork");
+  const auto forked = client_->Fork(fork, Deadline());
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  sandbox::ExecuteRequest look = Request("look", "cat a; hostname");
+  look.set_sandbox_id("fork");
+  EXPECT_EQ(client_->ExecuteToEnd(look, Deadline())->out, "one\ntwo\nfork\n");
+  EXPECT_TRUE(client_->Stop("fork", Deadline()).ok());
+}
+
+// Killed at each step of a snapshot: the sandbox goes on, its request, which the client sends
+// again, works, and nothing is left of the first attempt.
+TEST_P(MachineDaemonTest, ADaemonThatDiesInASnapshotLeavesNothing) {
+  ASSERT_TRUE(client_->ExecuteToEnd(Request("a", "echo one > a"), Deadline()).ok());
+  sandbox::SnapshotRequest snapshot;
+  snapshot.set_sandbox_id(kBox);
+  for (const char* const point :
+       {"snapshot.pending", "machine.saved", "machine.kept", "snapshot.made", "snapshot.done"}) {
+    daemon_.End(SIGTERM);
+    daemon_.Start({"--fail-point", fmt::format("{}:1", point)});
+    snapshot.set_snapshot_id(point);
+    absl::StatusOr<sandbox::SnapshotInfo> taken;
+    std::thread caller([&] { taken = client_->Snapshot(snapshot, Deadline()); });
+    const int ended = daemon_.End(/*signal=*/0);
+    EXPECT_TRUE(WIFSIGNALED(ended) && WTERMSIG(ended) == SIGKILL) << point;
+    daemon_.Start();
+    caller.join();
+    ASSERT_TRUE(taken.ok()) << point << ": " << taken.status();
+    EXPECT_EQ(taken->existed(), std::string(point) == "snapshot.done");
+    EXPECT_EQ(client_->ExecuteToEnd(Request(point, "cat a"), Deadline())->out, "one\n");
+    const std::string snapshots = Tier() + "/snapshots/machines";
+    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(snapshots), {}), ++kept_) << point;
+  }
 }
 
 TEST_P(MachineDaemonTest, AWholePcHasAScreenAndAKeyboard) {

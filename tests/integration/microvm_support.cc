@@ -11,9 +11,10 @@ struct Suite {
   std::shared_ptr<Substrate> tier;
   std::string why_not;
 
-  void MakeTier() {
+  void MakeTier(microvm::ReadyPool::Limits ready = {}) {
     tier.reset();
     MicrovmTierOptions options;
+    options.ready = ready;
     options.state_dir = state.path();
     options.helper_dir = REPRISE_BIN_DIR;
     absl::StatusOr<std::unique_ptr<Substrate>> made = MakeMicrovmTier(options);
@@ -55,6 +56,13 @@ void MicrovmTest::Restart() {
   tier_.reset();
   suite->MakeTier();
   tier_ = suite->tier;
+}
+
+void MicrovmTest::RestartWithPool(microvm::ReadyPool::Limits limits) {
+  tier_.reset();
+  suite->MakeTier(limits);
+  tier_ = suite->tier;
+  tier_->RecoveryDone();
 }
 
 void MicrovmTest::Fill(sandbox::SandboxSpec& spec) {

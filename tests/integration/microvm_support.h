@@ -18,6 +18,9 @@ class MicrovmTest : public TierTest {
   // Emulated guests take their time.
   uint64_t BriefMs() const override { return 4000; }
 
+  // The next daemon keeps machines ready.
+  void RestartWithPool(microvm::ReadyPool::Limits limits);
+
   // Where the tier keeps its files.
   static const std::string& StateDir();
 };

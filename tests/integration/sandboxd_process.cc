@@ -17,7 +17,7 @@ absl::StatusOr<std::unique_ptr<SandboxClient>> SandboxdProcess::Connect() const 
   return SandboxClient::Connect(options);
 }
 
-void SandboxdProcess::Start() {
+void SandboxdProcess::Start(const std::vector<std::string>& more) {
   std::vector<std::string> words = {std::string(REPRISE_BIN_DIR) + "/sandboxd",
                                     "--state",
                                     state_,
@@ -26,6 +26,7 @@ void SandboxdProcess::Start() {
                                     "--log-level",
                                     "warn"};
   words.insert(words.end(), options_.begin(), options_.end());
+  words.insert(words.end(), more.begin(), more.end());
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);

@@ -24,8 +24,10 @@ class SandboxdProcess {
 
   std::string address() const { return "unix:" + state_ + "/sandboxd.sock"; }
   absl::StatusOr<std::unique_ptr<SandboxClient>> Connect() const;
-  void Start();
-  // The wait status; -1 when it does not run.
+  // `more`: options of this one process.
+  void Start(const std::vector<std::string>& more = {});
+  // Sends the signal (0: none, it ends by itself) and waits. The wait status; -1 when it does not
+  // run.
   int End(int signal);
 
  private:
