@@ -56,8 +56,12 @@ absl::Status Supervisor::SetPaused(bool paused) {
       base::LogWarn(std::string(held.message()));
     if (absl::Status status = vmm_->Pause(); !status.ok()) return GoOn(), status;
     paused_ = true;
-    // The memory of a PC's screen is none of the parts that are saved.
-    if (!held_ || static_cast<Board>(config_.board) != Board::kMicrovm) return absl::OkStatus();
+    // The memory of a PC's screen is none of the parts that are saved, nor is all of a machine that
+    // booted by itself.
+    if (!held_ || static_cast<Board>(config_.board) != Board::kMicrovm ||
+        !FromTemplate(static_cast<Mode>(config_.mode))) {
+      return absl::OkStatus();
+    }
     if (absl::Status status = Suspend(); !status.ok())
       base::LogWarn(fmt::format("the paused machine stays in memory: {}", status.message()));
     return absl::OkStatus();

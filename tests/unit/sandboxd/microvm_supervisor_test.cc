@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <thread>
 
 #include <algorithm>
 #include <functional>
@@ -35,6 +36,9 @@ class SocketVmm final : public Vmm {
   absl::Status Launch(const VmConfig&) override { return absl::OkStatus(); }
   absl::Status Load(int) override { return absl::OkStatus(); }
   absl::Status Save(int) override { return absl::OkStatus(); }
+  void End() override {}
+  absl::Status SaveTo(const std::string&) override { return NoSuchPart("file"); }
+  absl::Status LoadFrom(const std::string&) override { return NoSuchPart("file"); }
   absl::Status Pause() override { return absl::OkStatus(); }
   absl::Status Resume() override { return absl::OkStatus(); }
   base::UniqueFd TakePort() override { return std::move(port_); }
@@ -113,6 +117,16 @@ class SupervisorTest : public ::testing::Test {
     ASSERT_TRUE(guest_->Step());
     EXPECT_THAT(ReadyWords(), HasSubstr("ok\n"));
   }
+  // Asks for a pause; the guest falls silent first, if it answers.
+  void Pause(bool answers) {
+    absl::Status paused;
+    std::thread asker([&] { paused = AskBox(box_.path(), VmRequest::kPause); });
+    GuestUntil([&] { return Got(GuestMessage::kHold); });
+    if (answers) Say(GuestMessage::kHeld);
+    EXPECT_TRUE(guest_->Step());
+    asker.join();
+    EXPECT_EQ(paused, absl::OkStatus());
+  }
   std::string ReadyWords() {
     std::string text;
     char buffer[512];
@@ -148,8 +162,10 @@ TEST_F(SupervisorTest, OffersTheAgentAndTakesRequests) {
   ASSERT_EQ(send(agents_[0].get(), ok.data(), ok.size(), 0), static_cast<ssize_t>(ok.size()));
   ASSERT_TRUE(guest_->Step());
   EXPECT_TRUE(connection->ReceiveOk().ok());
-  EXPECT_EQ(AskBox(box_.path(), VmRequest::kPause), absl::OkStatus());
+  Pause(/*answers=*/true);
   EXPECT_EQ(BoxState(box_.path())->paused, 1);
+  // What is sent meanwhile waits on this side.
+  ASSERT_TRUE(connection->Send(agent::RawFrame(agent::FrameType::kPing, "")).ok());
   got_.clear();
   EXPECT_EQ(AskBox(box_.path(), VmRequest::kResume), absl::OkStatus());
   GuestUntil([&] { return Got(GuestMessage::kRenew); });
@@ -160,6 +176,26 @@ TEST_F(SupervisorTest, OffersTheAgentAndTakesRequests) {
   EXPECT_EQ(AwaitExit(), 0);
   EXPECT_FALSE(BoxLives(box_.path()));
   EXPECT_EQ(BoxEnd(box_.path()), "");
+}
+
+TEST_F(SupervisorTest, AGuestThatDoesNotFallSilentIsPausedAllTheSame) {
+  Start();
+  Boot();
+  Pause(/*answers=*/false);
+  EXPECT_EQ(BoxState(box_.path())->paused, 1);
+  got_.clear();
+  EXPECT_EQ(AskBox(box_.path(), VmRequest::kResume), absl::OkStatus());
+  GuestUntil([&] { return Got(GuestMessage::kRenew); });
+  EXPECT_TRUE(Got(GuestMessage::kGoOn));
+  // The answer that comes too late is none to the next question.
+  Say(GuestMessage::kHeld);
+  Say(GuestMessage::kRenewed);
+  ASSERT_TRUE(guest_->Step());
+  EXPECT_EQ(BoxState(box_.path())->paused, 0);
+  // One that nobody waits for ends it.
+  Say(GuestMessage::kHeld);
+  ASSERT_TRUE(guest_->Step());
+  EXPECT_NE(AwaitExit(), 0);
 }
 
 TEST_F(SupervisorTest, ASystemOfItsOwnMayBringAnAgentLater) {
