@@ -25,6 +25,8 @@ struct DaemonOptions {
   std::string token_file;               // bearer token that TCP clients must show; required to listen on TCP
   std::string containerd_address = "/run/containerd/containerd.sock";  // "" turns the container tier off
   std::string qemu = "/usr/bin/qemu-system-x86_64";  // "" turns the microvm and vm tiers off
+  std::string firecracker = "/usr/bin/firecracker";
+  std::string vmm = "auto";     // of the microvm tier: "qemu", "firecracker" or "auto"
   std::string guest_dir;        // the guest kernel of scripts/guest-kernel; "" = HELPER_DIR/guest
   int machine_pool = 0;         // machines that wait for a sandbox, of each kind and tier
   uint64_t machine_pool_bytes = 1ull << 30;  // memory of their own that they may have, of each tier

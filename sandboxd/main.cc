@@ -106,6 +106,13 @@ int main(int argc, char** argv) {
   app.add_option("--qemu", options.qemu,
                  "QEMU of the microvm and vm tiers; \"\" turns them off")
       ->capture_default_str();
+  app.add_option("--firecracker", options.firecracker, "Firecracker of the microvm tier")
+      ->capture_default_str();
+  app.add_option("--vmm", options.vmm,
+                 "what runs microVMs: qemu, firecracker, or auto (Firecracker where it is and KVM "
+                 "runs guests)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"qemu", "firecracker", "auto"}));
   app.add_option("--guest-dir", options.guest_dir,
                  "guest kernel, as scripts/guest-kernel makes it; default: HELPER_DIR/guest");
   app.add_option("--machine-pool", options.machine_pool,

@@ -37,6 +37,10 @@ absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOp
     machine.helper_dir = options.helper_dir;
     machine.guest_dir = options.guest_dir;
     machine.qemu = options.qemu;
+    machine.firecracker = options.firecracker;
+    machine.vmm = options.vmm == "qemu"          ? VmmChoice::kQemu
+                  : options.vmm == "firecracker" ? VmmChoice::kFirecracker
+                                                 : VmmChoice::kAuto;
     machine.probe = options.probe_machines;
     machine.ready = {options.machine_pool, options.machine_pool_bytes};
     ASSIGN_OR_RETURN(std::unique_ptr<Substrate> microvm_tier, MakeMicrovmTier(machine));

@@ -69,16 +69,16 @@ void AcceleratorProbe::Recall() {
   known_ = Accelerator{name.get<std::string>(), reason.get<std::string>(), MeasureTscKhz()};
 }
 
-std::string AcceleratorProbe::vmm_key() const {
-  struct stat program {};
-  stat(vmm_.c_str(), &program);
-  return fmt::format("{} {} {}", vmm_, program.st_size, program.st_mtime);
+std::string VmmKey(const std::string& program) {
+  struct stat found {};
+  stat(program.c_str(), &found);
+  return fmt::format("{} {} {}", program, found.st_size, found.st_mtime);
 }
 
 std::string AcceleratorProbe::HostKey() const {
   std::string boot = base::ReadFile(kBootIdPath, kFileBytesMax).value_or("");
   while (!boot.empty() && boot.back() == '\n') boot.pop_back();
-  return fmt::format("{} {}", boot, vmm_key());
+  return fmt::format("{} {}", boot, VmmKey(vmm_));
 }
 
 absl::StatusOr<Accelerator> AcceleratorProbe::Probe() const {

@@ -20,6 +20,9 @@ struct Accelerator {
   uint64_t tsc_khz = 0;  // of this host
 };
 
+// Which VMM a program is: its path, size and time.
+std::string VmmKey(const std::string& program);
+
 class AcceleratorProbe {
  public:
   // Runs a guest that ends when its kernel is up.
@@ -34,8 +37,6 @@ class AcceleratorProbe {
   absl::StatusOr<Accelerator> Get();
   // What is known without running anything.
   std::optional<Accelerator> Known();
-  // Which VMM it is: its path, size and time.
-  std::string vmm_key() const;
 
  private:
   std::string HostKey() const;

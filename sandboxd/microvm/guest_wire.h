@@ -13,7 +13,9 @@
 
 namespace reprise::sandboxd::microvm {
 
-inline constexpr char kPortName[] = "reprise";            // of the virtio serial port
+inline constexpr char kPortName[] = "reprise";  // of the virtio serial port
+// Where there is no such port: the stream of init is one vsock connection, which the host opens.
+inline constexpr uint32_t kGuestVsockPort = 1024, kGuestCid = 3;
 inline constexpr uint32_t kGuestWireVersion = 2;          // told in Hello
 inline constexpr uint32_t kMuxDataBytesMax = 32u << 10;   // payload of one frame
 inline constexpr uint32_t kMuxWindowBytes = 128u << 10;   // of one channel and direction

@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint64_t kFileBytesMax = 64 << 20;
 // What a guest needs of Debian's cloud kernel: each after those that it depends on.
-std::vector<std::string> Modules(Board board) {
+std::vector<std::string> Modules(Board board, bool vsock) {
   std::vector<std::string> names = {"virtio_ring", "virtio"};
   if (board == Board::kQ35) {
     names.insert(names.end(), {"virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"});
@@ -23,6 +23,10 @@ std::vector<std::string> Modules(Board board) {
     names.push_back("virtio_mmio");
   }
   names.insert(names.end(), {"virtio_blk", "virtio_console", "libcrc32c", "erofs", "overlay"});
+  if (vsock) {
+    names.insert(names.end(),
+                 {"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"});
+  }
   return names;
 }
 
@@ -57,7 +61,7 @@ std::string ModulePath(const GuestFiles& files, const std::string& name) {
 }  // namespace
 
 absl::StatusOr<GuestFiles> FindGuestFiles(const std::string& guest_dir,
-                                          const std::string& helper_dir, Board board) {
+                                          const std::string& helper_dir, Board board, bool vsock) {
   GuestFiles files{guest_dir + "/vmlinux", guest_dir + "/modules", helper_dir + "/reprise-guest",
                    helper_dir + "/reprise-agent"};
   for (const std::string& program : {files.guest_init, files.agent}) {
@@ -67,7 +71,7 @@ absl::StatusOr<GuestFiles> FindGuestFiles(const std::string& guest_dir,
     }
   }
   std::vector<std::string> wanted = {files.kernel};
-  for (const std::string& name : Modules(board)) wanted.push_back(ModulePath(files, name));
+  for (const std::string& name : Modules(board, vsock)) wanted.push_back(ModulePath(files, name));
   for (const std::string& path : wanted) {
     if (access(path.c_str(), R_OK) != 0) {
       return absl::NotFoundError(
@@ -77,12 +81,13 @@ absl::StatusOr<GuestFiles> FindGuestFiles(const std::string& guest_dir,
   return files;
 }
 
-absl::Status WriteInitramfs(const GuestFiles& files, Board board, const std::string& path) {
+absl::Status WriteInitramfs(const GuestFiles& files, Board board, bool vsock,
+                            const std::string& path) {
   Archive archive;
   std::string order;
   for (const char* const directory : {"modules", "dev", "proc", "sys"})
     archive.Add(directory, S_IFDIR | 0755, "");
-  for (const std::string& name : Modules(board)) {
+  for (const std::string& name : Modules(board, vsock)) {
     ASSIGN_OR_RETURN(const std::string module,
                      base::ReadFile(ModulePath(files, name), kFileBytesMax));
     archive.Add(fmt::format("modules/{}.ko", name), S_IFREG | 0600, module);

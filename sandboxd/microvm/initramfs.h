@@ -19,11 +19,14 @@ struct GuestFiles {
   std::string agent;        // reprise-agent
 };
 
+// `vsock`: whether guests talk over it (Firecracker).
 // NOT_FOUND naming the first file that is missing for guests on this board, and how to get it.
 absl::StatusOr<GuestFiles> FindGuestFiles(const std::string& guest_dir,
-                                          const std::string& helper_dir, Board board);
+                                          const std::string& helper_dir, Board board,
+                                          bool vsock = false);
 
 // Writes the archive for this board to `path`, whole or not at all; readable for every user.
-absl::Status WriteInitramfs(const GuestFiles& files, Board board, const std::string& path);
+absl::Status WriteInitramfs(const GuestFiles& files, Board board, bool vsock,
+                            const std::string& path);
 
 }  // namespace reprise::sandboxd::microvm

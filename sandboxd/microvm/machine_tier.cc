@@ -163,15 +163,15 @@ sandbox::TierInfo MachineTier::Describe() {
     return info;
   }
   const std::optional<microvm::Accelerator> known = accelerator_.Known();
-  info.set_reason(known ? fmt::format("QEMU, accelerator {} ({})", known->name, known->reason)
-                        : "QEMU; the first sandbox finds the accelerator");
+  info.set_reason(known ? AboutVmm(*known) : "the first sandbox finds the accelerator");
   return info;
 }
 
 absl::Status MachineTier::Probe() {
   absl::Status status = Usable();
   if (!status.ok()) return status;
-  status = accelerator_.Get().status();
+  const absl::StatusOr<microvm::Accelerator> found = accelerator_.Get();
+  status = found.ok() ? ChooseDriver(*found).status() : found.status();
   absl::MutexLock lock(&mutex_);
   probed_ = status;
   return status;
@@ -365,24 +365,61 @@ absl::Status MachineTier::Usable() const {
 }
 
 // The parts of a configuration that every machine has; the initramfs is made once a daemon.
-absl::StatusOr<VmConfig> MachineTier::BaseConfig(const microvm::Accelerator& accelerator) {
+absl::StatusOr<VmConfig> MachineTier::BaseConfig(const microvm::Accelerator& accelerator,
+                                                 microvm::Driver driver) {
+  const bool vsock = driver == microvm::Driver::kFirecracker;
   ASSIGN_OR_RETURN(const microvm::GuestFiles guest,
-                   microvm::FindGuestFiles(GuestDir(), options_.helper_dir, kind_.board));
+                   microvm::FindGuestFiles(GuestDir(), options_.helper_dir, kind_.board, vsock));
   absl::MutexLock lock(&mutex_);
-  if (!initramfs_made_) {
-    RETURN_IF_ERROR(microvm::WriteInitramfs(guest, kind_.board, InitramfsPath()));
-    initramfs_made_ = true;
+  if (!initramfs_made_.contains(driver)) {
+    RETURN_IF_ERROR(microvm::WriteInitramfs(guest, kind_.board, vsock, InitramfsPath(driver)));
+    initramfs_made_.insert(driver);
   }
   VmConfig config;
+  config.driver = static_cast<uint8_t>(driver);
   config.board = static_cast<uint8_t>(kind_.board);
-  config.program = options_.qemu;
-  config.vmm = accelerator_.vmm_key();
+  config.program = vsock ? options_.firecracker : options_.qemu;
+  config.vmm = microvm::VmmKey(config.program);
   config.accelerator = accelerator.name;
   config.tsc_khz = accelerator.tsc_khz;
   config.kernel = guest.kernel;
-  config.initramfs = InitramfsPath();
+  config.initramfs = InitramfsPath(driver);
   config.deadline_ms = kBootDeadlineMs;
   return config;
+}
+
+absl::StatusOr<VmConfig> MachineTier::BaseConfig(const microvm::Accelerator& accelerator) {
+  ASSIGN_OR_RETURN(const microvm::Driver driver, ChooseDriver(accelerator));
+  return BaseConfig(accelerator, driver);
+}
+
+absl::StatusOr<microvm::Driver> MachineTier::ChooseDriver(
+    const microvm::Accelerator& accelerator) const {
+  if (kind_.board != microvm::Board::kMicrovm || options_.vmm == VmmChoice::kQemu)
+    return microvm::Driver::kQemu;
+  const bool there = access(options_.firecracker.c_str(), X_OK) == 0,
+             kvm = accelerator.name == "kvm";
+  if (there && kvm) return microvm::Driver::kFirecracker;
+  if (options_.vmm == VmmChoice::kAuto) return microvm::Driver::kQemu;
+  return absl::FailedPreconditionError(
+      there
+          ? fmt::format("Firecracker needs KVM, and here is {} ({}): choose --vmm qemu",
+                        accelerator.name, accelerator.reason)
+          : fmt::format("there is no Firecracker at {}: install it, name it with --firecracker, or "
+                        "choose --vmm qemu",
+                        options_.firecracker));
+}
+
+std::string MachineTier::AboutVmm(const microvm::Accelerator& accelerator) const {
+  const absl::StatusOr<microvm::Driver> driver = ChooseDriver(accelerator);
+  const bool firecracker = driver.ok() && *driver == microvm::Driver::kFirecracker;
+  std::string about = fmt::format("{}, accelerator {} ({})", firecracker ? "Firecracker" : "QEMU",
+                                  accelerator.name, accelerator.reason);
+  if (kind_.board != microvm::Board::kMicrovm || firecracker || options_.vmm == VmmChoice::kQemu)
+    return about;
+  return about + (access(options_.firecracker.c_str(), X_OK) == 0
+                      ? "; Firecracker needs KVM"
+                      : fmt::format("; no Firecracker at {}", options_.firecracker));
 }
 
 bool MachineTier::HasOwnSystem(const std::string& placement) {
@@ -416,7 +453,7 @@ absl::StatusOr<VmConfig> MachineTier::Configure(const sandbox::SandboxSpec& spec
 }
 
 absl::Status MachineTier::ProbeGuest(const microvm::Accelerator& accelerator, int64_t deadline_ms) {
-  ASSIGN_OR_RETURN(VmConfig config, BaseConfig(accelerator));
+  ASSIGN_OR_RETURN(VmConfig config, BaseConfig(accelerator, microvm::Driver::kQemu));
   config.mode = static_cast<uint8_t>(Mode::kProbe);
   config.memory_mib = kProbeMemoryMib;
   config.deadline_ms = static_cast<uint64_t>(deadline_ms);

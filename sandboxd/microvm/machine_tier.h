@@ -22,11 +22,19 @@
 
 namespace reprise::sandboxd {
 
+enum class VmmChoice {
+  kAuto,  // Firecracker where it is and KVM runs guests, else QEMU
+  kQemu,
+  kFirecracker,
+};
+
 struct MachineTierOptions {
   std::string state_dir;   // private to the daemon; the tier keeps its files in STATE_DIR/TIER
   std::string helper_dir;  // where reprise-microvm, reprise-guest and reprise-agent are
   std::string guest_dir;   // what scripts/guest-kernel made; "" = HELPER_DIR/guest
   std::string qemu = "/usr/bin/qemu-system-x86_64";
+  std::string firecracker = "/usr/bin/firecracker";
+  VmmChoice vmm = VmmChoice::kAuto;  // of the microvm tier
   // Clones that wait for a sandbox, of each of the kinds that were wanted last (and at the start of
   // a sandbox with nothing asked for), with at most so many bytes of memory of their own.
   microvm::ReadyPool::Limits ready;
@@ -57,6 +65,9 @@ class MachineTier : public AgentTier {
   ~MachineTier() override { ready_.Close(); }
   void Shutdown() override { ready_.Close(); }
 
+  // Which VMM machines have here with this accelerator. FAILED_PRECONDITION when it is not the one
+  // that was asked for.
+  absl::StatusOr<microvm::Driver> ChooseDriver(const microvm::Accelerator& accelerator) const;
   // Runs the probe guest where nothing is known; what it finds shows in Describe.
   absl::Status Probe();
 
@@ -85,6 +96,8 @@ class MachineTier : public AgentTier {
                                                       const microvm::Accelerator& accelerator);
   // The same for a guest of ours without an image.
   absl::StatusOr<microvm::VmConfig> BaseConfig(const microvm::Accelerator& accelerator);
+  absl::StatusOr<microvm::VmConfig> BaseConfig(const microvm::Accelerator& accelerator,
+                                               microvm::Driver driver);
   // Starts machine `name`, which boots. `steps` as for CreateSandbox.
   virtual absl::Status Boot(const std::string& name, microvm::VmConfig config,
                             std::vector<sandbox::StepTime>* steps);
@@ -110,7 +123,10 @@ class MachineTier : public AgentTier {
 
  private:
   std::string ScratchDir() const { return Dir() + "/scratch"; }
-  std::string InitramfsPath() const { return Dir() + "/initramfs"; }
+  std::string InitramfsPath(microvm::Driver driver) const {
+    return Dir() + (driver == microvm::Driver::kQemu ? "/initramfs" : "/initramfs-vsock");
+  }
+  std::string AboutVmm(const microvm::Accelerator& accelerator) const;
   std::string GuestDir() const {
     return options_.guest_dir.empty() ? options_.helper_dir + "/guest" : options_.guest_dir;
   }
@@ -151,7 +167,7 @@ class MachineTier : public AgentTier {
   // removed.
   absl::Mutex making_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
   absl::Mutex mutex_;
-  bool initramfs_made_ ABSL_GUARDED_BY(mutex_) = false;
+  std::set<microvm::Driver> initramfs_made_ ABSL_GUARDED_BY(mutex_);
   absl::Status probed_ ABSL_GUARDED_BY(mutex_);  // not OK: no guest ran here
 };
 

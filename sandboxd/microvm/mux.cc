@@ -78,6 +78,11 @@ bool Mux::ReadPort() {
     if (count < 0 && errno == EAGAIN) return true;
     // A guest's port reads as empty until the machine's other side is there.
     if (count == 0 && connect_) return true;
+    // A saved machine's stream ends; its host comes back with another.
+    if (count < 0 && connect_) {
+      port_.Reset();
+      return true;
+    }
     if (count <= 0) return Broken("its machine closed the serial port");
     in_.append(buffer, 0, static_cast<size_t>(count));
     if (!TakeFrames()) return false;

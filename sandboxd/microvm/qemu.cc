@@ -4,12 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <grp.h>
-#include <sched.h>
 #include <signal.h>
-#include <sys/mount.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -26,6 +21,7 @@
 #include "sandboxd/microvm/qemu_arguments.h"
 #include "sandboxd/microvm/qmp.h"
 #include "sandboxd/microvm/vmm.h"
+#include "sandboxd/microvm/vmm_process.h"
 
 namespace reprise::sandboxd::microvm {
 namespace {
@@ -37,71 +33,7 @@ constexpr size_t kWordsBytesMax = 1024;  // kept of stderr
 constexpr int64_t kMonitorStartMs = 60'000;
 constexpr int64_t kTransferMs = 60'000;  // of a save or a load
 constexpr int64_t kTransferPollUs = 1'000;
-constexpr rlim_t kOpenFiles = 256;
 constexpr int kKeyHoldMs = 10;
-
-// The end of a stream.
-class Tail {
- public:
-  explicit Tail(size_t bytes_max) : bytes_max_(bytes_max) {}
-  UniqueFd fd;
-  void Read() {
-    char buffer[4096];
-    while (fd.valid()) {
-      const ssize_t count = read(fd.get(), buffer, sizeof(buffer));
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) return;
-      if (count == 0) return fd.Reset();
-      Append(std::string_view(buffer, static_cast<size_t>(count)));
-    }
-  }
-  void Append(std::string_view data) {
-    text_ += data;
-    end_ += data.size();
-    // Not with every piece: the rest moves each time.
-    if (text_.size() > 2 * bytes_max_) text_.erase(0, text_.size() - bytes_max_);
-  }
-  const std::string& text() const { return text_; }
-  ConsoleData From(uint64_t from) const {
-    ConsoleData out;
-    out.end = end_;
-    out.begin = std::min(std::max(from, end_ - text_.size()), end_);
-    out.data = text_.substr(text_.size() - (end_ - out.begin), kConsolePieceBytes);
-    return out;
-  }
-
- private:
-  const size_t bytes_max_;
-  std::string text_;
-  uint64_t end_ = 0;  // of all that was read
-};
-
-struct Pair {
-  UniqueFd ours, theirs;
-};
-absl::StatusOr<Pair> MakePair() {
-  int fds[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
-    return base::ErrnoStatus(errno, "make a socket pair");
-  Pair pair{UniqueFd(fds[0]), UniqueFd(fds[1])};
-  if (fcntl(pair.ours.get(), F_SETFL, O_NONBLOCK) != 0)
-    return base::ErrnoStatus(errno, "make a socket not block");
-  return pair;
-}
-
-// What execve takes; valid as long as `strings`.
-std::vector<char*> Pointers(const std::vector<std::string>& strings) {
-  std::vector<char*> pointers;
-  for (const std::string& string : strings) pointers.push_back(const_cast<char*>(string.c_str()));
-  pointers.push_back(nullptr);
-  return pointers;
-}
-
-// The last line that says something, printable.
-std::string LastLine(std::string text) {
-  while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
-  return Printable(text.substr(text.rfind('\n') + 1));
-}
 
 class Qemu final : public Vmm {
  public:
@@ -145,7 +77,7 @@ class Qemu final : public Vmm {
     const pid_t parent = getpid();
     pid_ = fork();
     if (pid_ < 0) return base::ErrnoStatus(errno, "fork the machine");
-    if (pid_ == 0) Become(config, arguments, words.theirs.get(), parent);
+    if (pid_ == 0) BecomeVmm(config, {arguments, words.theirs.get(), parent, inherited_});
     port_ = std::move(port.ours);
     console_.fd = std::move(console.ours);
     words_.fd = std::move(words.ours);
@@ -311,64 +243,6 @@ class Qemu final : public Vmm {
     if (!answer.is_object() || !answer.contains("status") || !answer["status"].is_string())
       return absl::DataLossError("the monitor of the machine broke QMP");
     return answer["status"].get<std::string>();
-  }
-
-  // In the child (of a process with one thread). Everything else that the supervisor has open stays
-  // out: only the lock, the streams and the files go along.
-  [[noreturn]] void Become(const VmConfig& config, const std::vector<std::string>& arguments,
-                           int words, pid_t parent) {
-    auto die = [](const char* what) {
-      dprintf(2, "%s: %s\n", what, strerror(errno));
-      _exit(127);
-    };
-    const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null < 0 || dup2(null, 0) < 0 || dup2(words, 1) < 0 || dup2(words, 2) < 0) _exit(127);
-    for (const int fd : inherited_) fcntl(fd, F_SETFD, 0);
-    // Not from a terminal, and nothing of the supervisor's signal mask.
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, nullptr);
-    setsid();
-    const rlimit files{kOpenFiles, kOpenFiles}, core{0, 0};
-    setrlimit(RLIMIT_NOFILE, &files);
-    setrlimit(RLIMIT_CORE, &core);
-    if (!config.disk.empty()) {
-      // What is written beyond is an error of the guest's disk.
-      const rlimit bytes{config.disk_bytes, config.disk_bytes};
-      setrlimit(RLIMIT_FSIZE, &bytes);
-      signal(SIGXFSZ, SIG_IGN);
-    }
-    umask(077);
-    if (config.uid != 0) {
-      if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) != 0)
-        die("leave the host's namespaces");
-      if (!MakeDevices(config)) die("make its devices");
-      if (setgroups(0, nullptr) != 0 || setresgid(config.uid, config.uid, config.uid) != 0 ||
-          setresuid(config.uid, config.uid, config.uid) != 0) {
-        die("become a user of its own");
-      }
-    }
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) die("forbid new privileges");
-    // After the change of user, which clears it.
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) die("follow the supervisor");
-    if (getppid() != parent) _exit(127);
-    const std::vector<std::string> environment = {"PATH=/usr/bin:/bin", "LANG=C"};
-    const auto argv = Pointers(arguments), envp = Pointers(environment);
-    execve(argv[0], argv.data(), envp.data());
-    die("execute it");
-    _exit(127);
-  }
-
-  // A /dev of its own with what it may open. (/dev/kvm belongs to whom the host likes.)
-  static bool MakeDevices(const VmConfig& config) {
-    struct stat kvm {};
-    if (config.accelerator == "kvm" && stat("/dev/kvm", &kvm) != 0) return false;
-    if (mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
-        mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=64k") != 0) {
-      return false;
-    }
-    return config.accelerator != "kvm" || (mknod("/dev/kvm", S_IFCHR | 0600, kvm.st_rdev) == 0 &&
-                                           chown("/dev/kvm", config.uid, config.uid) == 0);
   }
 
   pid_t pid_ = -1;

@@ -54,7 +54,10 @@ absl::Status Run(base::UniqueFd ready) {
     dprintf(ready.get(), "error %s\n", std::string(usable.message()).c_str());
     return usable;
   }
-  return microvm::Supervisor(*std::move(config), microvm::MakeQemu(), std::move(ready)).Run();
+  auto vmm = static_cast<microvm::Driver>(config->driver) == microvm::Driver::kFirecracker
+                 ? microvm::MakeFirecracker()
+                 : microvm::MakeQemu();
+  return microvm::Supervisor(*std::move(config), std::move(vmm), std::move(ready)).Run();
 }
 
 }  // namespace

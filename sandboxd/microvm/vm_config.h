@@ -30,6 +30,9 @@ inline constexpr int kReadyFd =
 inline constexpr int kRamFd = 4;    // memory of a template or of its clone
 inline constexpr int kStateFd = 5;  // devices of the template, to begin with them
 
+// Of a Firecracker machine: the disk of its image, wherever that is named.
+inline constexpr int kImageFd = 250;
+
 enum class Mode : uint8_t {
   kProbe = 1,     // ends when the kernel is up
   kBoot = 2,      // from nothing
@@ -54,8 +57,14 @@ enum class Board : uint8_t {
   kQ35 = 1,      // a PC: PCI, a BIOS, a screen, a keyboard and a pointer
 };
 
+enum class Driver : uint8_t {
+  kQemu = 0,
+  kFirecracker = 1,  // of Board::kMicrovm, with KVM
+};
+
 struct VmConfig {
   uint8_t mode = 0;
+  uint8_t driver = 0;
   uint8_t board = 0;
   std::string program;      // of the VMM
   std::string vmm;          // which one that is: what it saves, no other can load
@@ -82,10 +91,10 @@ struct VmConfig {
   uint32_t pids = 0;
   Setup setup;
   void Fields(auto& f) {
-    f(mode), f(board), f(program), f(vmm), f(accelerator), f(kernel), f(initramfs), f(image),
-        f(disk), f(base), f(base_format), f(base_bytes), f(seed), f(stop_grace_ms), f(memory_mib),
-        f(cpus), f(tsc_khz), f(uid), f(deadline_ms), f(template_id), f(snapshot), f(ready),
-        f(hostname), f(disk_bytes), f(pids);
+    f(mode), f(driver), f(board), f(program), f(vmm), f(accelerator), f(kernel), f(initramfs),
+        f(image), f(disk), f(base), f(base_format), f(base_bytes), f(seed), f(stop_grace_ms),
+        f(memory_mib), f(cpus), f(tsc_khz), f(uid), f(deadline_ms), f(template_id), f(snapshot),
+        f(ready), f(hostname), f(disk_bytes), f(pids);
     setup.Fields(f);
   }
 };

@@ -66,5 +66,6 @@ class Vmm {
 };
 
 std::unique_ptr<Vmm> MakeQemu();
+std::unique_ptr<Vmm> MakeFirecracker();
 
 }  // namespace reprise::sandboxd::microvm

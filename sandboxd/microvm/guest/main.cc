@@ -19,6 +19,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+// After the socket headers, which it needs.
+#include <linux/vm_sockets.h>
+
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,7 +49,32 @@ constexpr int kLastWordsMs = 200;  // to get Failed out before the machine ends
   _exit(1);
 }
 
-Fd OpenPort() {
+// Listens where the machine may have a vsock instead of the port; not valid where the kernel has
+// none.
+Fd ListenAtVsock() {
+  Fd fd(socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  sockaddr_vm address{};
+  address.svm_family = AF_VSOCK;
+  address.svm_cid = VMADDR_CID_ANY;
+  address.svm_port = microvm::kGuestVsockPort;
+  if (!fd.valid() || bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
+      listen(fd.get(), 1) != 0) {
+    fd.Reset();
+  }
+  return fd;
+}
+
+// The host, nobody else: the next connection is the one that counts.
+Fd AcceptHost(const Fd& listener) {
+  sockaddr_vm peer{};
+  socklen_t size = sizeof(peer);
+  Fd fd(accept4(listener.get(), reinterpret_cast<sockaddr*>(&peer), &size,
+                SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (fd.valid() && peer.svm_cid != VMADDR_CID_HOST) fd.Reset();
+  return fd;
+}
+
+Fd OpenPort(const Fd& listener) {
   const int64_t deadline = agent::NowMs() + kPortWaitMs;
   while (agent::NowMs() < deadline) {
     // The first port of the first virtio serial device, whatever number that got.
@@ -54,6 +82,8 @@ Fd OpenPort() {
       Fd port(open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC));
       if (port.valid()) return port;
     }
+    Fd connection = listener.valid() ? AcceptHost(listener) : Fd();
+    if (connection.valid()) return connection;
     usleep(kPollMs * 1000);
   }
   PowerOff("the serial port did not appear");
@@ -75,8 +105,9 @@ Fd ConnectToAgent() {
 
 class Init {
  public:
-  explicit Init(Fd port)
-      : mux_(
+  Init(Fd port, Fd listener)
+      : listener_(std::move(listener)),
+        mux_(
             std::move(port),
             [this](GuestMessage type, const std::string& payload) { return Take(type, payload); },
             [this] { return agent_ > 0 ? ConnectToAgent() : Fd(); }) {
@@ -94,11 +125,15 @@ class Init {
                                   microvm::Hello{microvm::kGuestWireVersion, name.release}));
     while (mux_.Step()) {
       if (!failure_.empty()) Fail();
-      std::vector<pollfd> fds = {{child_signals_.get(), POLLIN, 0}};
+      std::vector<pollfd> fds = {{child_signals_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
       mux_.AddPollFds(&fds);
       poll(fds.data(), fds.size(), -1);
       // No host yet: the port hangs up without an end.
-      if ((fds[1].revents & POLLHUP) != 0) usleep(kPollMs * 1000);
+      if ((fds[2].revents & POLLHUP) != 0) usleep(kPollMs * 1000);
+      // A machine that was saved, or a copy of it, has lost its connection.
+      if (fds[1].revents != 0) {
+        if (Fd again = AcceptHost(listener_); again.valid()) mux_.SetPort(std::move(again));
+      }
       if (fds[0].revents != 0) Reap();
     }
     PowerOff(mux_.why());
@@ -170,6 +205,7 @@ class Init {
     PowerOff(failure_);
   }
 
+  Fd listener_;  // of the vsock, where there is one
   Fd child_signals_;
   pid_t agent_ = 0;
   std::string failure_;  // why this guest cannot go on
@@ -185,7 +221,7 @@ int main(int argc, char** argv) {
       fprintf(stderr, "usage: reprise-guest serve, in a virtual machine of the vm tier\n");
       return 2;
     }
-    Init(OpenPort()).Run();
+    Init(OpenPort(Fd()), Fd()).Run();
   }
   std::string why;
   const bool prepared = microvm::PrepareKernel(&why);
@@ -193,5 +229,7 @@ int main(int argc, char** argv) {
   for (const int standard : {0, 1, 2}) dup2(console.get(), standard);
   if (!prepared) PowerOff(why);
   if (!microvm::RunFirst()) PowerOff("cannot run before the sandbox");
-  Init(OpenPort()).Run();
+  Fd listener = ListenAtVsock();
+  Fd port = OpenPort(listener);
+  Init(std::move(port), std::move(listener)).Run();
 }
