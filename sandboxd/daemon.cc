@@ -103,6 +103,7 @@ class DaemonImpl final : public Daemon {
     http.token_file = options.token_file;
     http.state_dir = fmt::format("{}/http", options.state_dir);
     http.durability = options.durability;
+    http.internet = options.e2b_internet;
     http.journal = store_.get();
     http.tls_cert = options.http_cert;
     http.tls_key = options.http_key;

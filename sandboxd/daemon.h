@@ -22,6 +22,8 @@ struct DaemonOptions {
   std::string helper_dir;               // where reprise-supervisor and reprise-agent are; "" = beside this program
   int function_pool = 4;                // ready workers of the function tier
   int function_max = 64;                // workers of the function tier in all
+  bool e2b_internet = false;  // E2B's allow_internet_access (its clients' default) opens the internet
+  std::string resolver;  // ADDRESS[:PORT] that the DNS of sandboxes asks; "" = the host's first
   std::string token_file;               // bearer token that TCP clients must show; required to listen on TCP
   std::string containerd_address = "/run/containerd/containerd.sock";  // "" turns the container tier off
   std::string qemu = "/usr/bin/qemu-system-x86_64";  // "" turns the microvm and vm tiers off

@@ -101,7 +101,7 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::ForkAt(
   Origin origin;
   origin.sandbox_id = source.id();
   origin.calls = wanted;
-  sandbox::SandboxSpec spec = source.spec();
+  sandbox::SandboxSpec spec = CurrentSpec(source);
   Merge(request, &spec);
   if (substrate->KeepsState()) {
     std::optional<journal::SnapshotRecord> newest;

@@ -12,6 +12,7 @@
 #include "base/fd.h"
 #include "base/ids.h"
 #include "base/status_macros.h"
+#include "sandboxd/network/policy.h"
 
 namespace reprise::sandboxd {
 namespace {
@@ -190,12 +191,19 @@ absl::Status CheckSpec(const sandbox::SandboxSpec& spec) {
       return Bad("spec.binds.sandbox_path", "is the root of the sandbox");
     }
   }
+  if (spec.has_network()) RETURN_IF_ERROR(CheckNetwork(spec.network()));
   RETURN_IF_ERROR(AtMost("spec.labels", spec.labels().size(), kLabelsMax, "labels"));
   for (const auto& [key, value] : spec.labels()) {
     RETURN_IF_ERROR(CheckText("spec.labels", key, kLabelBytesMax));
     RETURN_IF_ERROR(CheckText("spec.labels", value, kLabelBytesMax));
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckNetwork(const sandbox::NetworkPolicy& policy) {
+  return network::Policy::Make({policy.allow().begin(), policy.allow().end()},
+                               {policy.deny().begin(), policy.deny().end()}, policy.open())
+      .status();
 }
 
 absl::StatusOr<sandbox::SandboxSpec> ResolveBinds(const sandbox::SandboxSpec& spec,

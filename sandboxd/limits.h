@@ -49,6 +49,7 @@ inline constexpr char kWorkingDirDefault[] = "/work";
 absl::Status CheckExecute(const sandbox::ExecuteRequest& request);
 absl::Status CheckResize(const sandbox::ResizeRequest& request);
 absl::Status CheckSpec(const sandbox::SandboxSpec& spec);
+absl::Status CheckNetwork(const sandbox::NetworkPolicy& policy);
 
 // `spec` with each bind's host path free of symbolic links. PERMISSION_DENIED unless it lies below
 // one of `roots`; NOT_FOUND when it does not exist.

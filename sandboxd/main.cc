@@ -100,6 +100,12 @@ int main(int argc, char** argv) {
                  "it is refused; default: none")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
       ->type_name("BYTES");
+  app.add_flag("--e2b-internet", options.e2b_internet,
+               "E2B's allow_internet_access, which its clients send by themselves, opens every "
+               "public address; without: only network.allowOut opens anything");
+  app.add_option("--resolver", options.resolver,
+                 "ADDRESS[:PORT] that the DNS of sandboxes with a network asks; default: the first "
+                 "nameserver of /etc/resolv.conf");
   app.add_option("--containerd", options.containerd_address,
                  "containerd's socket; \"\" turns the container tier off")
       ->capture_default_str();

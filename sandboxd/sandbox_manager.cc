@@ -127,7 +127,7 @@ absl::Status SandboxManager::Adopt(const journal::SandboxRecord& record) {
   {
     absl::MutexLock lock(&entry->mutex);
     entry->record = record;
-    entry->spec = std::make_shared<sandbox::SandboxSpec>(record.spec());
+    entry->spec = std::make_shared<sandbox::SandboxSpec>(CurrentSpec(record));
     entry->secrets_known = !HasSecrets(record.spec().env());
     entry->unreached = IsLive(record.state());
   }
@@ -151,7 +151,7 @@ absl::Status SandboxManager::Reach(Entry* entry) {
   absl::Status found;
   std::shared_ptr<const sandbox::SandboxSpec> spec;
   absl::StatusOr<Substrate*> substrate = TierOf(record.spec().tier());
-  absl::StatusOr<sandbox::SandboxSpec> resolved = ResolveBinds(record.spec(), options_.bind_roots);
+  absl::StatusOr<sandbox::SandboxSpec> resolved = ResolveBinds(CurrentSpec(record), options_.bind_roots);
   if (!substrate.ok()) {
     found = absl::UnavailableError(
         fmt::format("its tier {} is turned off", sandbox::Tier_Name(record.spec().tier())));
@@ -301,6 +301,7 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Make(Entry* entry,
                                                              const sandbox::SandboxSpec& spec,
                                                              const Origin& origin) {
   ASSIGN_OR_RETURN(Substrate * substrate, TierOf(spec.tier()));
+  if (spec.has_network()) RETURN_IF_ERROR(CheckHasNetwork(substrate));
   ASSIGN_OR_RETURN(sandbox::SandboxSpec resolved, ResolveBinds(spec, options_.bind_roots));
   auto full = std::make_shared<const sandbox::SandboxSpec>(std::move(resolved));
   std::vector<sandbox::StepTime> steps;

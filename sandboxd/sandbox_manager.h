@@ -68,6 +68,11 @@ class SandboxManager {
   absl::Status Pause(const std::string& id);
   absl::Status Resume(const std::string& id);
 
+  // ---- networks (networks.cc)
+  // In force, and in the journal, on return. UNIMPLEMENTED where the tier has none.
+  absl::Status SetNetwork(const sandbox::SetNetworkRequest& request);
+  absl::StatusOr<sandbox::GetNetworkResponse> GetNetwork(const std::string& id);
+
   // ---- snapshots (snapshots.cc)
   // `quiet`: no call of the sandbox is running, and none begins before this returns. `call_id`: the
   // call that it is taken for, "" by request.
@@ -187,6 +192,8 @@ class SandboxManager {
   absl::Status PutRecord(Entry* entry,
                          const std::function<void(replay::journal::SandboxRecord*)>& change)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
+  // A tier that has no network refuses a spec that asks for one.
+  static absl::Status CheckHasNetwork(Substrate* substrate);
   absl::Status SetState(Entry* entry, sandbox::SandboxState state, std::string message)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(entry->verb);
   absl::StatusOr<Lease> LeaseOf(Entry* entry) const;

@@ -249,7 +249,7 @@ absl::StatusOr<sandbox::CreateResponse> SandboxManager::Fork(const sandbox::Fork
           "sandbox {} has secret variables that did not outlive the daemon: send its Create again",
           source.id()));
     }
-    *create.mutable_spec() = entry->record.spec();
+    *create.mutable_spec() = CurrentSpec(entry->record);
     *create.mutable_spec()->mutable_env() = entry->spec->env();
     create.mutable_spec()->set_image(taken.image().name());
   }

@@ -48,6 +48,12 @@ std::string FirstDifference(const sandbox::SandboxSpec& was, const sandbox::Sand
   return "";
 }
 
+sandbox::SandboxSpec CurrentSpec(const replay::journal::SandboxRecord& record) {
+  sandbox::SandboxSpec spec = record.spec();
+  if (record.has_network()) *spec.mutable_network() = record.network();
+  return spec;
+}
+
 sandbox::Sandbox ToSandbox(const replay::journal::SandboxRecord& record) {
   sandbox::Sandbox out;
   out.set_id(record.id());
@@ -59,6 +65,11 @@ sandbox::Sandbox ToSandbox(const replay::journal::SandboxRecord& record) {
   out.set_created_us(record.created_us());
   out.set_calls(record.calls());
   out.set_message(record.message());
+  if (record.has_network()) {
+    *out.mutable_network() = record.network();
+  } else if (record.spec().has_network()) {
+    *out.mutable_network() = record.spec().network();
+  }
   return out;
 }
 

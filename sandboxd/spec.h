@@ -18,6 +18,9 @@ sandbox::SandboxSpec RedactSpec(const sandbox::SandboxSpec& spec);
 // none does.
 std::string FirstDifference(const sandbox::SandboxSpec& was, const sandbox::SandboxSpec& is);
 
+// The spec that the sandbox has now: as it was made, with the network that it was given since.
+sandbox::SandboxSpec CurrentSpec(const replay::journal::SandboxRecord& record);
+
 // `record` as clients see it: secret values left out.
 sandbox::Sandbox ToSandbox(const replay::journal::SandboxRecord& record);
 

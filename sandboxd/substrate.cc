@@ -21,6 +21,11 @@ absl::Status NoVerb(Substrate* substrate, const std::string& verb) {
 
 void Substrate::RecoveryDone() {}
 
+absl::Status Substrate::SetNetwork(const SandboxRef&) { return NoVerb(this, "network"); }
+absl::StatusOr<sandbox::NetworkCounters> Substrate::CountNetwork(const SandboxRef&) {
+  return sandbox::NetworkCounters();
+}
+
 absl::StatusOr<SnapshotImage> Substrate::SnapshotSandbox(const SandboxRef&, const std::string&) {
   return NoVerb(this, "snapshot");
 }

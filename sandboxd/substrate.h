@@ -105,6 +105,12 @@ class Substrate {
   virtual absl::Status PauseSandbox(const SandboxRef& sandbox) = 0;
   virtual absl::Status ResumeSandbox(const SandboxRef& sandbox) = 0;
 
+  // Puts sandbox.spec->network() in force for a sandbox that is there; what it forbids is cut on return. Called when
+  // the journal has it. RecoverSandbox does the same for what it finds. The default answers UNIMPLEMENTED.
+  virtual absl::Status SetNetwork(const SandboxRef& sandbox);
+  // What came of it so far; zeros where nothing has a network. The default answers zeros.
+  virtual absl::StatusOr<sandbox::NetworkCounters> CountNetwork(const SandboxRef& sandbox);
+
   // Keeps the sandbox's files as the image `name`, replacing one of that name: its own image and one more layer. The
   // sandbox stands still meanwhile, and goes on, or stays paused, as it was. On return everything is on stable storage.
   // The default answers UNIMPLEMENTED with the reason.

@@ -7,6 +7,7 @@
 #include "sandboxd/fullvm/fullvm_tier.h"
 #include "sandboxd/function/function_tier.h"
 #include "sandboxd/microvm/microvm_tier.h"
+#include "sandboxd/network/gates.h"
 
 namespace reprise::sandboxd {
 
@@ -18,12 +19,15 @@ absl::StatusOr<std::vector<std::unique_ptr<Substrate>>> MakeTiers(const DaemonOp
   function.helper_dir = options.helper_dir;
   function.pool = options.function_pool;
   function.max = options.function_max;
+  ASSIGN_OR_RETURN(const std::string resolver, network::ResolverAddress(options.resolver));
+  function.resolver = resolver;
   ASSIGN_OR_RETURN(std::unique_ptr<Substrate> function_tier, MakeFunctionTier(function));
   tiers.push_back(std::move(function_tier));
   if (!options.containerd_address.empty()) {
     ContainerTierOptions container;
     container.state_dir = options.state_dir;
     container.helper_dir = options.helper_dir;
+    container.resolver = resolver;
     container.containerd_address = options.containerd_address;
     container.chunk_images = options.chunk_images;
     container.cold = options.image_cold;

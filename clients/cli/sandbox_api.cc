@@ -47,6 +47,13 @@ class SandboxApiImpl final : public SandboxApi {
   absl::Status Resume(const std::string& sandbox_id) override {
     return Ask(&Stub::Resume, Of<sandbox_wire::ResumeRequest>(sandbox_id)).status();
   }
+  absl::Status SetNetwork(const sandbox_wire::SetNetworkRequest& request) override {
+    return Ask(&Stub::SetNetwork, request).status();
+  }
+  absl::StatusOr<sandbox_wire::GetNetworkResponse> GetNetwork(
+      const std::string& sandbox_id) override {
+    return Ask(&Stub::GetNetwork, Of<sandbox_wire::GetNetworkRequest>(sandbox_id));
+  }
   absl::StatusOr<sandbox_wire::ListTiersResponse> ListTiers() override {
     return Ask(&Stub::ListTiers, sandbox_wire::ListTiersRequest());
   }

@@ -38,6 +38,9 @@ class SandboxApi {
   virtual absl::StatusOr<sandbox_wire::StopResponse> Stop(const std::string& sandbox_id) = 0;
   virtual absl::Status Pause(const std::string& sandbox_id) = 0;
   virtual absl::Status Resume(const std::string& sandbox_id) = 0;
+  virtual absl::Status SetNetwork(const sandbox_wire::SetNetworkRequest& request) = 0;
+  virtual absl::StatusOr<sandbox_wire::GetNetworkResponse> GetNetwork(
+      const std::string& sandbox_id) = 0;
   virtual absl::StatusOr<sandbox_wire::ListTiersResponse> ListTiers() = 0;
   virtual absl::StatusOr<sandbox_wire::SnapshotInfo> Snapshot(
       const sandbox_wire::SnapshotRequest& request) = 0;

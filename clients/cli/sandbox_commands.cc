@@ -1,6 +1,8 @@
 // `reprise sandbox` and `reprise image`: their options. What they do is in sandbox_verbs.h and
 // image_verbs.h.
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "clients/cli/commands.h"
 #include "clients/cli/image_verbs.h"
@@ -38,6 +40,27 @@ void AddEnvOptions(CLI::App& leaf, SandboxOptions& options) {
       ->allow_extra_args(false);
 }
 
+void AddNetworkOptions(CLI::App& leaf, SandboxOptions& options) {
+  auto add = [&leaf](const std::string& name, auto* rules, const std::string& what) {
+    leaf.add_option_function<std::vector<std::string>>(
+            name,
+            [rules](const std::vector<std::string>& texts) {
+              rules->Assign(texts.begin(), texts.end());
+            },
+            what)
+        ->type_name("RULE")
+        ->allow_extra_args(false);
+  };
+  add("--allow", options.network.mutable_allow(),
+      "what it may reach: HOST, *.HOST, ADDRESS or CIDR, with :PORT[-PORT] and /tcp or /udp or "
+      "without; repeatable");
+  add("--deny", options.network.mutable_deny(),
+      "with --open: addresses that it may not reach all the same; repeatable");
+  leaf.add_flag_callback(
+      "--open", [&options] { options.network.set_open(true); },
+      "it may reach every public address");
+}
+
 void AddCreate(CLI::App& group, Context& context) {
   auto options = std::make_shared<SandboxOptions>();
   CLI::App* leaf =
@@ -59,6 +82,7 @@ void AddCreate(CLI::App& group, Context& context) {
                    "host directory to show inside, HOST:INSIDE, writable with :rw; repeatable")
       ->type_name("BIND")
       ->allow_extra_args(false);
+  AddNetworkOptions(*leaf, *options);
   leaf->add_option("--label", options->labels, "label of your own; repeatable")
       ->type_name("NAME=VALUE")
       ->allow_extra_args(false);
@@ -106,9 +130,9 @@ void AddShell(CLI::App& group, Context& context) {
 
 void AddSnapshots(CLI::App& group, Context& context) {
   auto taken = std::make_shared<SandboxOptions>();
-  CLI::App* leaf = Add(group, context, "snapshot",
-                       "keep the files of a sandbox as an image that `create` can name", taken,
-                       SnapshotSandbox);
+  CLI::App* leaf =
+      Add(group, context, "snapshot",
+          "keep the files of a sandbox as an image that `create` can name", taken, SnapshotSandbox);
   leaf->add_option("SANDBOX", taken->id, "whose files")->required();
   leaf->add_option("--name", taken->to, "name of the image; default: one is made up")
       ->type_name("NAME");
@@ -195,6 +219,14 @@ void AddSandboxCommands(CLI::App& app, Context& context) {
   leaf->add_option("--events", watch->events_max, "end after this many")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
+  auto network = std::make_shared<SandboxOptions>();
+  leaf = Add(*group, context, "network",
+             "show what a sandbox may reach, or replace it; connections that are no longer allowed "
+             "are cut",
+             network, NetworkOfSandbox);
+  leaf->add_option("SANDBOX", network->id, "id of the sandbox")->required();
+  AddNetworkOptions(*leaf, *network);
+  leaf->add_flag("--none", network->no_network, "nothing is reachable");
   AddWithIds(*group, context, "pause", "freeze sandboxes", "SANDBOX", PauseSandboxes);
   AddWithIds(*group, context, "resume", "let frozen sandboxes go on", "SANDBOX", ResumeSandboxes);
   AddSnapshots(*group, context);

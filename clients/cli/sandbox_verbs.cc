@@ -62,6 +62,9 @@ absl::StatusOr<int> CreateSandbox(const Context& context, const SandboxOptions& 
   RETURN_IF_ERROR(AddEnv(options.env, false, spec.mutable_env()));
   RETURN_IF_ERROR(AddEnv(options.secrets, true, spec.mutable_env()));
   RETURN_IF_ERROR(AddBinds(options.binds, spec.mutable_binds()));
+  const sandbox_wire::NetworkPolicy& network = options.network;
+  if (network.allow_size() > 0 || network.deny_size() > 0 || network.open())
+    *spec.mutable_network() = network;
   google::protobuf::RepeatedPtrField<sandbox_wire::EnvVar> labels;
   RETURN_IF_ERROR(AddEnv(options.labels, false, &labels));
   for (const auto& label : labels) (*spec.mutable_labels())[label.name()] = label.value();

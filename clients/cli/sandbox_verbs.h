@@ -21,8 +21,10 @@ struct SandboxOptions {
   std::vector<std::string> ids;            // of several, or of images
   std::vector<std::string> words;          // exec: the command
   std::string call_id, from, to;           // logs, cp, image import
-  std::string typed;    // console
-  bool follow = false;  // console
+  std::string typed;                       // console
+  bool follow = false;                     // console
+  sandbox_wire::NetworkPolicy network;     // create, network
+  bool no_network = false;                 // network
   bool forward_stdin = false, on_terminal = false;
   bool recursive = false;  // watch
   int events_max = 0;      // watch: then it ends; 0 for never
@@ -52,6 +54,9 @@ absl::StatusOr<int> CopyFile(const Context& context, const SandboxOptions& optio
 absl::StatusOr<int> WatchSandbox(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> PauseSandboxes(const Context& context, const SandboxOptions& options);
 absl::StatusOr<int> ResumeSandboxes(const Context& context, const SandboxOptions& options);
+
+// Shows the network of a sandbox, or replaces it where options say so.
+absl::StatusOr<int> NetworkOfSandbox(const Context& context, const SandboxOptions& options);
 
 // The image's name comes from `to`, the snapshot's id from `call_id`.
 absl::StatusOr<int> SnapshotSandbox(const Context& context, const SandboxOptions& options);

@@ -99,6 +99,8 @@ struct Start {
   uint64_t memory_bytes = 0, pids = 0, disk_bytes = 0;
   std::vector<std::string> binds;  // host path, path inside, "rw" or "ro", and so on
   uint8_t best_effort = 0;         // on processors that nothing else wants
+  std::string network;             // policy as network::Policy::Text, of use with a resolver
+  std::string resolver;            // ADDRESS:PORT; "" = no network
   bool on_terminal() const { return pty_rows != 0; }
   void Fields(auto& f) {
     f(call_id), f(argv), f(env), f(working_dir), f(user), f(stdin_bytes), f(files_bytes),
@@ -106,6 +108,7 @@ struct Start {
     f(timeout_ms), f(cpu_seconds), f(file_bytes), f(open_files), f(output_bytes_max), f(tag);
     f(pty_rows), f(pty_columns);
     f(memory_bytes), f(pids), f(disk_bytes), f(binds), f(best_effort);
+    f(network), f(resolver);
   }
 };
 // Files laid into the working directory before the command starts; the three lists have the same

@@ -74,6 +74,16 @@ class SandboxServiceImpl final : public sandbox::SandboxService::CallbackService
     return Do(context, [=, this] { return sandboxes_->Resume(request->sandbox_id()); });
   }
 
+  UnaryReactor* SetNetwork(Context* context, const sandbox::SetNetworkRequest* request,
+                           sandbox::SetNetworkResponse*) override {
+    return Do(context, [=, this] { return sandboxes_->SetNetwork(*request); });
+  }
+  UnaryReactor* GetNetwork(Context* context, const sandbox::GetNetworkRequest* request,
+                           sandbox::GetNetworkResponse* response) override {
+    return Answer(context, response,
+                  [=, this] { return sandboxes_->GetNetwork(request->sandbox_id()); });
+  }
+
   UnaryReactor* Snapshot(Context* context, const sandbox::SnapshotRequest* request,
                          sandbox::SnapshotInfo* response) override {
     return Answer(context, response, [=, this]() -> absl::StatusOr<sandbox::SnapshotInfo> {

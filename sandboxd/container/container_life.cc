@@ -47,6 +47,13 @@ std::string HostName(const std::string& sandbox_id) {
   return name;
 }
 
+// Others have a network stack that the host's kernel does not see.
+absl::Status CheckHasNetwork(const sandbox::SandboxSpec& spec, const RuntimeClass& runtime) {
+  if (runtime.shim == kRuncShim) return absl::OkStatus();
+  return absl::UnimplementedError(fmt::format(
+      "network: containers of runtime class {} have none; use runc or crun", spec.runtime()));
+}
+
 }  // namespace
 
 // One creation: knows what it has made, and takes it back unless it was kept.
@@ -148,10 +155,16 @@ class ContainerLife::Attempt {
         {{kOwnerLabel, life_->options_.owner}, {kBaseIdLabel, std::to_string(base_id_)}}};
     RETURN_IF_ERROR(life_->client_->CreateContainer(lease_->id(), record));
     Step("containerd.container");
-    RETURN_IF_ERROR(life_->client_->CreateTask(name_, mounts_, LogPath()).status());
+    ASSIGN_OR_RETURN(const uint32_t process, life_->client_->CreateTask(name_, mounts_, LogPath()));
     // The container has its own copies of all mounts.
     Unmount();
     Step("containerd.task");
+    // Before anything of the container runs.
+    if (spec.has_network()) {
+      RETURN_IF_ERROR(life_->options_.gates->Ensure(
+          dir_, spec.network(), [process] { return static_cast<pid_t>(process); }));
+      Step("network");
+    }
     RETURN_IF_ERROR(life_->client_->StartTask(name_));
     RETURN_IF_ERROR(WaitForAgent());
     Step("agent");
@@ -258,7 +271,25 @@ absl::Status ContainerLife::CheckSpec(const sandbox::SandboxSpec& spec) {
           "bind at {} refused: /{} belongs to the container itself", bind.sandbox_path(), taken));
     }
   }
-  return FindRuntimeClass(spec.runtime()).status();
+  ASSIGN_OR_RETURN(const RuntimeClass runtime, FindRuntimeClass(spec.runtime()));
+  return spec.has_network() ? CheckHasNetwork(spec, runtime) : absl::OkStatus();
+}
+
+absl::StatusOr<pid_t> ContainerLife::ProcessOf(const std::string& container) {
+  ASSIGN_OR_RETURN(const TaskInfo task, client_->GetTask(container));
+  if (task.state == TaskState::kNone || task.state == TaskState::kStopped)
+    return absl::NotFoundError(fmt::format("the container {} has ended", container));
+  return static_cast<pid_t>(task.pid);
+}
+
+absl::Status ContainerLife::SetNetwork(const std::string& container,
+                                       const sandbox::NetworkPolicy& policy) {
+  return options_.gates->Ensure(BoxDir(container), policy, [&] { return ProcessOf(container); });
+}
+
+absl::Status ContainerLife::KeepNetwork(const std::string& container,
+                                        const sandbox::NetworkPolicy& policy) {
+  return options_.gates->Keep(BoxDir(container), policy, [&] { return ProcessOf(container); });
 }
 
 absl::StatusOr<std::string> ContainerLife::Create(const std::string& sandbox_id,

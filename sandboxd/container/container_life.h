@@ -13,6 +13,7 @@
 #include "sandboxd/container/containerd_client.h"
 #include "sandboxd/container/id_pool.h"
 #include "sandboxd/container/image_store.h"
+#include "sandboxd/network/gates.h"
 #include "sandboxd/substrate.h"
 
 namespace reprise::sandboxd {
@@ -23,9 +24,10 @@ class ContainerLife {
  public:
   struct Options {
     std::string dir;  // of this daemon, private; each container has a directory of its own below it
-    std::string agent_path;  // reprise-agent on the host
-    std::string owner;       // names this daemon's state; marks its containers
-    bool idmapped = false;   // user namespaces over id-mapped layers
+    std::string agent_path;           // reprise-agent on the host
+    std::string owner;                // names this daemon's state; marks its containers
+    bool idmapped = false;            // user namespaces over id-mapped layers
+    network::Gates* gates = nullptr;  // outlives this
   };
   // `client` and `images` outlive this.
   ContainerLife(Options options, ContainerdClient* client, ImageStore* images)
@@ -46,6 +48,14 @@ class ContainerLife {
   absl::Status Remove(const std::string& container);
   // Removes containers and directories of this daemon that are not in `known`.
   absl::Status RemoveOthers(const std::set<std::string>& known);
+  // Puts a policy in force; the gate is started where there is none. UNAVAILABLE; NOT_FOUND: the
+  // container has ended.
+  absl::Status SetNetwork(const std::string& container, const sandbox::NetworkPolicy& policy);
+  // A gate that has ended is started again.
+  absl::Status KeepNetwork(const std::string& container, const sandbox::NetworkPolicy& policy);
+  absl::StatusOr<sandbox::NetworkCounters> CountNetwork(const std::string& container) {
+    return options_.gates->Count(BoxDir(container));
+  }
   // Where the agent's socket lies.
   std::string RunDir(const std::string& container) const { return BoxDir(container) + "/run"; }
 
@@ -53,6 +63,7 @@ class ContainerLife {
   class Attempt;
   std::string BoxesDir() const { return options_.dir + "/boxes"; }
   std::string BoxDir(const std::string& container) const { return BoxesDir() + "/" + container; }
+  absl::StatusOr<pid_t> ProcessOf(const std::string& container);
   absl::Status LearnIds();
   absl::Status RemoveTask(const std::string& container);
   absl::Status RemoveBoxDir(const std::string& container) const;

@@ -80,7 +80,9 @@ class ContainerTier final : public AgentTier {
         idmapped_(std::move(idmapped)),
         client_(options_.containerd_address, kContainerdNamespace),
         images_(&client_, Dir() + "/import"),
-        life_({Dir(), agent_path_, std::move(owner), idmapped_.ok()}, &client_, &images_) {}
+        gates_(options_.helper_dir, options_.resolver),
+        life_({Dir(), agent_path_, std::move(owner), idmapped_.ok(), &gates_}, &client_, &images_) {
+  }
 
   ImageStore* images() { return &images_; }
 
@@ -109,7 +111,25 @@ class ContainerTier final : public AgentTier {
     RETURN_IF_ERROR(base::CheckId(sandbox.placement, "placement"));
     const absl::Status found = NeedsContainerd(Find(sandbox.placement));
     if (found.ok() || absl::IsUnavailable(found)) Know(sandbox.placement);
+    if (found.ok() && sandbox.spec->has_network()) return SetNetwork(sandbox);
     return found;
+  }
+
+  absl::Status SetNetwork(const SandboxRef& sandbox) override {
+    RETURN_IF_ERROR(ContainerLife::CheckSpec(*sandbox.spec));
+    return NeedsContainerd(life_.SetNetwork(sandbox.placement, sandbox.spec->network()));
+  }
+  absl::StatusOr<sandbox::NetworkCounters> CountNetwork(const SandboxRef& sandbox) override {
+    return life_.CountNetwork(sandbox.placement);
+  }
+
+  absl::StatusOr<std::unique_ptr<RunningCall>> Start(const SandboxRef& sandbox,
+                                                     const std::string& placement,
+                                                     const sandbox::ExecuteRequest& request,
+                                                     std::unique_ptr<CallSink> sink) override {
+    if (sandbox.spec->has_network() && placement == sandbox.placement)
+      RETURN_IF_ERROR(NeedsContainerd(life_.KeepNetwork(placement, sandbox.spec->network())));
+    return AgentTier::Start(sandbox, placement, request, std::move(sink));
   }
 
   absl::Status StopSandbox(const SandboxRef& sandbox) override {
@@ -260,6 +280,8 @@ class ContainerTier final : public AgentTier {
                                    "watch", "pause", "resume", "images", "snapshot", "fork"}) {
       (*info.mutable_verbs())[verb] = "yes";
     }
+    const absl::Status network = gates_.Usable();
+    (*info.mutable_verbs())["network"] = network.ok() ? "yes" : std::string(network.message());
     absl::StatusOr<std::string> version = Probe();
     info.set_usable(version.ok());
     if (!version.ok()) {
@@ -303,6 +325,7 @@ class ContainerTier final : public AgentTier {
   const absl::Status idmapped_;  // not OK: why there are no user namespaces
   ContainerdClient client_;
   ImageStore images_;
+  network::Gates gates_;
   ContainerLife life_;
 
   absl::Mutex describe_mutex_;

@@ -21,6 +21,7 @@ struct ContainerTierOptions {
   bool chunk_images = false;
   std::string cold = "";        // cold tier of the chunks, as storage::OpenColdTier takes it
   uint64_t disk_bytes_max = 0;  // bound of the chunks on local disk; 0: the catalogue's default
+  std::string resolver = "";    // ADDRESS:PORT that the DNS of sandboxes with a network asks
 };
 
 // Does not need containerd to run: Describe tells what is missing, and every verb answers

@@ -6,13 +6,12 @@
 namespace reprise::sandboxd {
 
 absl::StatusOr<RuntimeClass> FindRuntimeClass(const std::string& name) {
-  constexpr char kRunc[] = "io.containerd.runc.v2";
-  if (name.empty() || name == "runc") return RuntimeClass{kRunc, ""};
+  if (name.empty() || name == "runc") return RuntimeClass{kRuncShim, ""};
   RETURN_IF_ERROR(base::CheckId(name, "spec.runtime"));
   if (name == "runsc") return RuntimeClass{"io.containerd.runsc.v1", ""};
   if (name == "kata") return RuntimeClass{"io.containerd.kata.v2", ""};
   if (name.starts_with("io.containerd.")) return RuntimeClass{name, ""};
-  return RuntimeClass{kRunc, name};
+  return RuntimeClass{kRuncShim, name};
 }
 
 }  // namespace reprise::sandboxd

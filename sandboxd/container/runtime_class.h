@@ -8,6 +8,9 @@
 
 namespace reprise::sandboxd {
 
+// The shim of runc and of programs like it: they make Linux containers of the host's kernel.
+inline constexpr char kRuncShim[] = "io.containerd.runc.v2";
+
 struct RuntimeClass {
   std::string shim;    // containerd's name of the shim, e.g. "io.containerd.runc.v2"
   std::string binary;  // another program with runc's command line, "" for the shim's own

@@ -6,7 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <map>
+#include <optional>
 #include <set>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -14,6 +18,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "base/clock.h"
 #include "base/crc32c.h"
 #include "base/fd.h"
 #include "base/format.h"
@@ -24,11 +29,14 @@
 #include "sandboxd/function/worker_supply.h"
 #include "sandboxd/limits.h"
 #include "sandboxd/link/remote_call.h"
+#include "sandboxd/network/gates.h"
 
 namespace reprise::sandboxd {
 namespace {
 
 constexpr char kSandboxPlacement[] = "function";
+constexpr int64_t kGateWaitUs = 10'000'000;
+constexpr auto kGatePoll = std::chrono::milliseconds(5);
 constexpr char kNoState[] =
     "a function sandbox keeps nothing between its calls; use the container tier";
 
@@ -79,7 +87,10 @@ class FunctionTier final : public Substrate {
  public:
   FunctionTier(FunctionTierOptions options, std::string cgroup,
                std::unique_ptr<RemoteCallLoop> loop)
-      : options_(std::move(options)), cgroup_(std::move(cgroup)), loop_(std::move(loop)) {
+      : options_(std::move(options)),
+        cgroup_(std::move(cgroup)),
+        gates_(options_.helper_dir, options_.resolver),
+        loop_(std::move(loop)) {
     // Whatever has a directory now is of an earlier daemon.
     earlier_ = Workers();
     supply_ = std::make_unique<WorkerSupply>(
@@ -100,6 +111,8 @@ class FunctionTier final : public Substrate {
     for (const char* verb : {"files", "watch", "pause", "resume", "snapshot", "fork"})
       (*info.mutable_verbs())[verb] = kNoState;
     (*info.mutable_verbs())["images"] = "a function sandbox has the host's programs, read-only";
+    const absl::Status network = gates_.Usable();
+    (*info.mutable_verbs())["network"] = network.ok() ? "yes" : std::string(network.message());
     *info.mutable_default_limits() = DefaultLimits();
     return info;
   }
@@ -126,7 +139,11 @@ class FunctionTier final : public Substrate {
     return std::string(kSandboxPlacement);
   }
   absl::Status RecoverSandbox(const SandboxRef& sandbox) override { return absl::OkStatus(); }
-  absl::Status StopSandbox(const SandboxRef& sandbox) override { return absl::OkStatus(); }
+  absl::Status StopSandbox(const SandboxRef& sandbox) override {
+    absl::MutexLock lock(&networks_mutex_);
+    networks_.erase(sandbox.id);
+    return absl::OkStatus();
+  }
   absl::Status PauseSandbox(const SandboxRef& sandbox) override {
     return absl::UnimplementedError(kNoState);
   }
@@ -148,8 +165,54 @@ class FunctionTier final : public Substrate {
                                                      const std::string& placement,
                                                      const sandbox::ExecuteRequest& request,
                                                      std::unique_ptr<CallSink> sink) override {
-    return loop_->Start({RunDir(placement)}, StartOf(request, *sandbox.spec), request.stdin(),
-                        FilesOf(request), std::move(sink));
+    agent::Start start = StartOf(request, *sandbox.spec);
+    if (sandbox.spec->has_network()) {
+      absl::MutexLock lock(&networks_mutex_);
+      Networked& networked = networks_[sandbox.id];
+      // A policy that was set since the call took its spec is the newer one.
+      if (!networked.newest.has_value()) networked.newest = sandbox.spec->network();
+      networked.workers.insert(placement);
+      start.network = network::PolicyText(*networked.newest);
+      start.resolver = options_.resolver;
+    }
+    auto running = loop_->Start({RunDir(placement)}, std::move(start), request.stdin(),
+                                FilesOf(request), std::move(sink));
+    if (!running.ok() && sandbox.spec->has_network()) {
+      // The worker may serve another sandbox next.
+      absl::MutexLock lock(&networks_mutex_);
+      networks_[sandbox.id].workers.erase(placement);
+    }
+    return running;
+  }
+
+  // The calls that run now have gates of their own; one that is just being started has its gate in
+  // a moment.
+  absl::Status SetNetwork(const SandboxRef& sandbox) override {
+    for (const std::string& worker : WorkersOf(sandbox, /*newest=*/true)) {
+      const int64_t deadline = base::MonotonicMicros() + kGateWaitUs;
+      while (true) {
+        const absl::Status set = gates_.Set(RunDir(worker), sandbox.spec->network());
+        if (set.ok() || ::access(RunDir(worker).c_str(), F_OK) != 0) break;
+        if (!absl::IsNotFound(set) && !absl::IsUnavailable(set)) return set;
+        // No gate answers: its call has ended, or it is not there yet.
+        if (absl::IsUnavailable(set)) break;
+        if (base::MonotonicMicros() > deadline) {
+          return absl::UnavailableError(fmt::format(
+              "a call of sandbox {} does not take its network: send it again", sandbox.id));
+        }
+        std::this_thread::sleep_for(kGatePoll);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<sandbox::NetworkCounters> CountNetwork(const SandboxRef& sandbox) override {
+    sandbox::NetworkCounters sum;
+    for (const std::string& worker : WorkersOf(sandbox, /*newest=*/false)) {
+      const absl::StatusOr<sandbox::NetworkCounters> count = gates_.Count(RunDir(worker));
+      if (count.ok()) network::Add(*count, &sum);
+    }
+    return sum;
   }
 
   // A worker makes its mark before the command can run, and only one can make it: who makes it here
@@ -168,7 +231,12 @@ class FunctionTier final : public Substrate {
     if (attachment.state == AttachState::kNeverStarted) {
       return {AttachState::kLost, "the worker was started with another call", nullptr};
     }
-    if (attachment.state == AttachState::kAttached) earlier_.erase(placement);
+    if (attachment.state == AttachState::kAttached) {
+      earlier_.erase(placement);
+      const std::string gate = fmt::format("{}/{}", RunDir(placement), network::kGateSocket);
+      absl::MutexLock lock(&networks_mutex_);
+      if (::access(gate.c_str(), F_OK) == 0) networks_[sandbox.id].workers.insert(placement);
+    }
     return attachment;
   }
 
@@ -181,7 +249,7 @@ class FunctionTier final : public Substrate {
           AgentRequest(RunDir(id), agent::RawFrame(agent::FrameType::kPrune, ""));
       if (pruned.ok()) continue;
       cgroups.RemoveGroup(id);
-      for (const char* name : {function::kStartedFile, agent::kSocketName}) {
+      for (const char* name : {function::kStartedFile, agent::kSocketName, network::kGateSocket}) {
         ::unlink(fmt::format("{}/{}", RunDir(id), name).c_str());
       }
       if (::rmdir(RunDir(id).c_str()) == 0)
@@ -192,6 +260,23 @@ class FunctionTier final : public Substrate {
   }
 
  private:
+  // Of one sandbox.
+  struct Networked {
+    std::optional<sandbox::NetworkPolicy> newest;
+    std::set<std::string> workers;  // with calls that run, or ran
+  };
+
+  // Those that are still there. `newest`: the policy in `sandbox` becomes that of later calls.
+  std::set<std::string> WorkersOf(const SandboxRef& sandbox, bool newest) {
+    absl::MutexLock lock(&networks_mutex_);
+    Networked& networked = networks_[sandbox.id];
+    if (newest) networked.newest = sandbox.spec->network();
+    std::erase_if(networked.workers, [&](const std::string& worker) {
+      return ::access(RunDir(worker).c_str(), F_OK) != 0;
+    });
+    return networked.workers;
+  }
+
   std::string RunDir(const std::string& id) const {
     return fmt::format("{}/{}/{}", options_.state_dir, function::kWorkersDir, id);
   }
@@ -208,9 +293,12 @@ class FunctionTier final : public Substrate {
 
   const FunctionTierOptions options_;
   const std::string cgroup_;
+  network::Gates gates_;
   std::unique_ptr<RemoteCallLoop> loop_;
   std::unique_ptr<WorkerSupply> supply_;
   std::set<std::string> earlier_;  // until RecoveryDone; recovery is one thread
+  absl::Mutex networks_mutex_;
+  std::map<std::string, Networked> networks_ ABSL_GUARDED_BY(networks_mutex_);  // by sandbox id
 };
 
 }  // namespace

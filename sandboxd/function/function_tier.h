@@ -15,6 +15,7 @@ struct FunctionTierOptions {
   std::string helper_dir;  // where reprise-supervisor is
   int pool = 4;            // ready workers
   int max = 64;            // workers in all
+  std::string resolver;    // ADDRESS:PORT that the DNS of sandboxes with a network asks
 };
 
 // A host that cannot run it gives a tier whose Describe() says why. Errors: the state directory.

@@ -34,7 +34,7 @@ constexpr TextFile kEtc[] = {
     {"/etc/group", "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n"},
     {"/etc/hosts", "127.0.0.1 localhost function\n::1 localhost\n"},
     {"/etc/hostname", "function\n"},
-    {"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"},
+    {"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"},
     {"/etc/host.conf", "multi on\n"},
 };
 // Copied from the host where they are: what the dynamic loader needs.

@@ -5,6 +5,7 @@
 // Usage: reprise-supervisor --state DIR --name NAME, with the daemon's control socket as
 // descriptor 3.
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -28,6 +29,7 @@
 #include "sandboxd/function/landlock.h"
 #include "sandboxd/function/root.h"
 #include "sandboxd/function/worker.h"
+#include "sandboxd/network/launch.h"
 
 namespace {
 
@@ -41,6 +43,13 @@ void Send(ZygoteEvent::Kind kind, const std::string& id, const std::string& text
   strncpy(event.id, id.c_str(), sizeof(event.id) - 1);
   strncpy(event.text, text.c_str(), sizeof(event.text) - 1);
   (void)!send(kControlFd, &event, sizeof(event), MSG_NOSIGNAL);
+}
+
+std::string BesideThisProgram(const char* name) {
+  char path[PATH_MAX];
+  const ssize_t length = readlink("/proc/self/exe", path, sizeof(path));
+  const std::string program(path, static_cast<size_t>(length > 0 ? length : 0));
+  return program.substr(0, program.rfind('/') + 1) + name;
 }
 
 int Fail(const std::string& why) {
@@ -137,6 +146,7 @@ int main(int argc, char** argv) {
   function::WorkerSetup setup;
   setup.state_dir = state;
   setup.root = state + "/" + function::kRootDir;
+  setup.gate = BesideThisProgram(reprise::sandboxd::network::kGateProgram);
   setup.cgroups = &cgroups;
   setup.filter = &filter;
   umask(022);

@@ -18,6 +18,7 @@
 #include "sandboxd/agent/agent.h"
 #include "sandboxd/function/control.h"
 #include "sandboxd/function/inner.h"
+#include "sandboxd/network/launch.h"
 
 namespace reprise::sandboxd::function {
 namespace {
@@ -57,6 +58,7 @@ class FunctionLauncher final : public agent::Launcher {
         error != 0) {
       return Refuse(why, std::string("cannot set the limits of the cgroup: ") + strerror(error));
     }
+    if (!start.resolver.empty() && !OpenNetwork(start, why)) return false;
     agent::Fd job_stdin, job_stdout, job_stderr, job_report;
     if (!agent::MakePipe(&command->report, &job_report, why)) return false;
     std::vector<int> fds = {job_report.get()};
@@ -122,6 +124,19 @@ class FunctionLauncher final : public agent::Launcher {
   static bool Refuse(std::string* why, std::string what) {
     *why = std::move(what);
     return false;
+  }
+
+  // The gate ends with the inside.
+  bool OpenNetwork(const agent::Start& start, std::string* why) const {
+    network::GateLaunch launch;
+    launch.program = setup_.gate;
+    launch.dir = ".";  // the run directory
+    launch.resolver = start.resolver;
+    launch.policy = start.network;
+    launch.sandbox = inner_;
+    std::string reason;
+    return network::LaunchGate(launch, &reason) ||
+           Refuse(why, "cannot open the network: " + reason);
   }
 
   struct Greeting {
@@ -313,6 +328,7 @@ class Worker {
     setup_.cgroups->RemoveGroup(id_);
     setup_.cgroups->RemoveBase();
     unlink(agent::kSocketName);
+    unlink(network::kGateSocket);
     unlink(kStartedFile);
     if (chdir("/") == 0) rmdir(run_dir.c_str());
     _exit(0);

@@ -16,6 +16,7 @@ namespace reprise::sandboxd::function {
 struct WorkerSetup {
   std::string state_dir;  // of the tier; run directories are in it
   std::string root;       // the prepared root
+  std::string gate;       // path of reprise-netgate
   const CgroupTree* cgroups = nullptr;
   const std::vector<sock_filter>* filter = nullptr;
 };

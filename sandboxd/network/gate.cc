@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "base/format.h"
 #include "base/status_macros.h"
+#include "sandboxd/network/accept_pause.h"
 #include "sandboxd/network/guard.h"
 #include "sandboxd/network/netlink.h"
 #include "sandboxd/network/relay.h"
@@ -77,7 +78,11 @@ class Gate {
     while (true) {
       auto [error, client] = co_await control_.async_accept(kAwait);
       if (error == asio::error::operation_aborted) co_return;
-      if (!error) asio::co_spawn(io_, Serve(std::move(client)), asio::detached);
+      if (error) {
+        co_await PauseAccepting(&io_);
+      } else {
+        asio::co_spawn(io_, Serve(std::move(client)), asio::detached);
+      }
     }
   }
 

@@ -16,6 +16,7 @@
 #include <chrono>
 
 #include "absl/cleanup/cleanup.h"
+#include "sandboxd/network/accept_pause.h"
 
 namespace reprise::sandboxd::network {
 namespace {
@@ -28,7 +29,6 @@ constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
 constexpr auto kConnectTime = std::chrono::seconds(30);
 constexpr auto kFlowIdleTime = std::chrono::seconds(60);
-constexpr auto kAcceptPause = std::chrono::milliseconds(50);  // when descriptors run out
 constexpr size_t kPumpBytes = 32 << 10;
 
 template <typename Protocol>
@@ -81,8 +81,7 @@ asio::awaitable<void> Relay::Accept() {
     auto [error, program] = co_await acceptor.async_accept(kAwait);
     if (error == asio::error::operation_aborted) co_return;
     if (error) {
-      asio::steady_timer pause(*io_, kAcceptPause);
-      co_await pause.async_wait(kAwait);
+      co_await PauseAccepting(io_);
       continue;
     }
     boost::system::error_code gone;

@@ -17,6 +17,7 @@
 #include <memory>
 
 #include "absl/cleanup/cleanup.h"
+#include "sandboxd/network/accept_pause.h"
 #include "sandboxd/network/datagram.h"
 #include "sandboxd/network/dns.h"
 
@@ -110,6 +111,7 @@ asio::awaitable<void> Resolver::AcceptTcp() {
   while (true) {
     auto [error, client] = co_await acceptor.async_accept(kAwait);
     if (error == asio::error::operation_aborted) co_return;
+    if (error) co_await PauseAccepting(io_);
     if (error || busy_ >= kBusyMax) continue;
     ++busy_;
     asio::co_spawn(*io_, ServeTcp(std::move(client)), asio::detached);

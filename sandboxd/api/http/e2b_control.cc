@@ -38,13 +38,22 @@ Json Metadata(const sandbox::Sandbox& box) {
   return metadata;
 }
 
+Json Network(const sandbox::NetworkPolicy& policy) {
+  Json allow = Json::array(), deny = Json::array();
+  for (const std::string& rule : policy.allow()) allow.push_back(rule);
+  for (const std::string& rule : policy.deny()) deny.push_back(rule);
+  if (!policy.open()) deny = Json::array({"0.0.0.0/0"});
+  return {{"allowOut", allow}, {"denyOut", deny}};
+}
+
 class Control {
  public:
   Control(Surface surface, LeaseTable* leases, TemplateStore* templates)
       : surface_(surface), leases_(leases), templates_(templates) {}
 
   Response Create(const Request& request, int64_t default_timeout_s) {
-    absl::StatusOr<CreateOrder> order = ParseCreate(request.body, default_timeout_s);
+    absl::StatusOr<CreateOrder> order =
+        ParseCreate(request.body, default_timeout_s, surface_.internet);
     if (!order.ok()) return ErrorResponse(order.status());
     TemplateStore::Template built;
     const absl::Status applied = ApplyTemplate(*templates_, &*order, &built);
@@ -177,6 +186,21 @@ class Control {
     return EmptyAnswer(204);
   }
 
+  Response SetNetwork(const Request& request) {
+    const absl::StatusOr<sandbox::NetworkPolicy> policy =
+        ParseNetworkUpdate(request.body, surface_.internet);
+    if (!policy.ok()) return ErrorResponse(policy.status());
+    const absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
+    if (!box.ok()) return ErrorResponse(box.status());
+    sandbox::SetNetworkRequest set;
+    set.set_sandbox_id(box->id());
+    *set.mutable_network() = *policy;
+    const bool unchanged = !box->has_network() && !policy->open() && policy->allow().empty();
+    if (unchanged) return EmptyAnswer(204);  // also where the tier has none
+    const absl::Status done = surface_.sandboxes->SetNetwork(set);
+    return done.ok() ? EmptyAnswer(204) : ErrorResponse(done);
+  }
+
   Response Pause(const Request& request) {
     const absl::StatusOr<sandbox::Sandbox> box = LiveBox(surface_, request.params[0]);
     if (!box.ok()) return ErrorResponse(box.status());
@@ -301,6 +325,7 @@ class Control {
     json["memoryMB"] = limits.memory_bytes() / kMebibyte;
     json["diskSizeMB"] = limits.disk_bytes() / kMebibyte;
     json["metadata"] = Metadata(box);
+    if (box.has_network()) json["network"] = Network(box.network());
     json["lifecycle"] = {{"autoResume", true},
                          {"onTimeout", lease.pause_at_end() ? "pause" : "kill"}};
     return json;
@@ -364,6 +389,7 @@ void AddControlRoutes(const Surface& surface, LeaseTable* leases, TemplateStore*
   add("POST", "/sandboxes/{}/timeout", verb(&Control::Timeout));
   add("POST", "/sandboxes/{}/refreshes", verb(&Control::Timeout));
   add("POST", "/sandboxes/{}/pause", verb(&Control::Pause));
+  add("PUT", "/sandboxes/{}/network", verb(&Control::SetNetwork));
   add("GET", "/sandboxes/{}/metrics", verb(&Control::Metrics));
   add("GET", "/templates/aliases/{}", verb(&Control::Alias));
   add("DELETE", "/templates/{}", verb(&Control::RemoveTemplate));
@@ -373,7 +399,6 @@ void AddControlRoutes(const Surface& surface, LeaseTable* leases, TemplateStore*
     const char *method, *pattern, *what;
   };
   constexpr Absent kAbsent[] = {
-      {"PUT", "/sandboxes/{}/network", "network: sandboxes here have none"},
       {"POST", "/templates", "builds of Dockerfiles: build with an SDK of version 2"},
       {"GET", "/templates", "a list of templates: reprise image ls has the images"},
   };

@@ -1,5 +1,6 @@
 #include "sandboxd/api/http/e2b_create.h"
 
+#include <algorithm>
 #include <optional>
 
 #include <fmt/format.h>
@@ -15,6 +16,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr char kImageKey[] = "reprise.image";
+constexpr char kAllTraffic[] = "0.0.0.0/0";
 
 struct TierName {
   std::string_view name;
@@ -61,19 +63,47 @@ absl::StatusOr<int64_t> TimeoutOf(const Json& json, int64_t default_timeout_s) {
   return static_cast<int64_t>(value.get<double>());
 }
 
-// The network of every tier is off; an allow-list cannot be kept, a deny-list always is.
-absl::Status CheckNetwork(const Json& json) {
-  if (!Asks(json, "network")) return absl::OkStatus();
-  const Json& network = json["network"];
-  if (!network.is_object()) return Bad("network", "must be an object");
-  for (const char* field : {"allowOut", "egressProxy", "rules", "maskRequestHost"}) {
-    if (Asks(network, field)) {
-      return absl::UnimplementedError(
-          fmt::format("network.{}: sandboxes here have no network; leave it out", field));
-    }
+absl::Status AddRules(const Json& network, const char* field,
+                      google::protobuf::RepeatedPtrField<std::string>* rules) {
+  if (!Asks(network, field)) return absl::OkStatus();
+  if (!network[field].is_array()) return Bad(fmt::format("network.{}", field), "must be an array");
+  for (const Json& rule : network[field]) {
+    if (!rule.is_string()) return Bad(fmt::format("network.{}", field), "must hold strings");
+    rules->Add(rule.get<std::string>());
   }
   return absl::OkStatus();
 }
+
+// E2B's `network` and `allow_internet_access` of one request. Empty: nothing is reachable.
+absl::StatusOr<sandbox::NetworkPolicy> ParseNetwork(const Json& network, const Json& access,
+                                                    bool internet) {
+  sandbox::NetworkPolicy policy;
+  policy.set_open(internet && (access.is_null() || access == true));
+  if (network.is_null()) return policy;
+  if (!network.is_object()) return Bad("network", "must be an object");
+  for (const char* field : {"egressProxy", "rules", "maskRequestHost"}) {
+    if (Asks(network, field))
+      return absl::UnimplementedError(
+          fmt::format("network.{}: not offered here; leave it out", field));
+  }
+  RETURN_IF_ERROR(AddRules(network, "allowOut", policy.mutable_allow()));
+  RETURN_IF_ERROR(AddRules(network, "denyOut", policy.mutable_deny()));
+  auto* deny = policy.mutable_deny();
+  // Sandboxes have no IPv6.
+  deny->erase(std::remove_if(deny->begin(), deny->end(),
+                             [](const std::string& rule) { return rule.find("::") != rule.npos; }),
+              deny->end());
+  // All traffic: nothing but what is allowed, and of names no others either.
+  if (std::find(deny->begin(), deny->end(), kAllTraffic) != deny->end()) policy.set_open(false);
+  if (!policy.open()) deny->Clear();
+  return policy;
+}
+
+bool IsEmpty(const sandbox::NetworkPolicy& policy) {
+  return !policy.open() && policy.allow().empty();
+}
+
+Json Field(const Json& json, const char* name) { return json.contains(name) ? json[name] : Json(); }
 
 }  // namespace
 
@@ -82,7 +112,13 @@ absl::StatusOr<int64_t> ParseTimeout(std::string_view body, int64_t default_time
   return TimeoutOf(json, default_timeout_s);
 }
 
-absl::StatusOr<CreateOrder> ParseCreate(std::string_view body, int64_t default_timeout_s) {
+absl::StatusOr<sandbox::NetworkPolicy> ParseNetworkUpdate(std::string_view body, bool internet) {
+  ASSIGN_OR_RETURN(const Json json, ParseObject(body));
+  return ParseNetwork(json, Field(json, "allow_internet_access"), internet);
+}
+
+absl::StatusOr<CreateOrder> ParseCreate(std::string_view body, int64_t default_timeout_s,
+                                        bool internet) {
   ASSIGN_OR_RETURN(const Json json, ParseObject(body));
   if (!json.contains("templateID") || !json["templateID"].is_string())
     return Bad("templateID", "must be a string");
@@ -95,7 +131,10 @@ absl::StatusOr<CreateOrder> ParseCreate(std::string_view body, int64_t default_t
       return absl::UnimplementedError(fmt::format("{}: not offered here; leave it out", field));
     }
   }
-  RETURN_IF_ERROR(CheckNetwork(json));
+  ASSIGN_OR_RETURN(
+      sandbox::NetworkPolicy policy,
+      ParseNetwork(Field(json, "network"), Field(json, "allow_internet_access"), internet));
+  if (!IsEmpty(policy)) *order.spec.mutable_network() = std::move(policy);
 
   auto* labels = order.spec.mutable_labels();
   if (Asks(json, "metadata")) {

@@ -22,9 +22,14 @@ struct CreateOrder {
   bool pause_at_end = false;
 };
 
-// `default_timeout_s`: where the request has none. INVALID_ARGUMENT; UNIMPLEMENTED for fields that
-// ask for something no tier does.
-absl::StatusOr<CreateOrder> ParseCreate(std::string_view body, int64_t default_timeout_s);
+// `default_timeout_s`: where the request has none. `internet`: allow_internet_access, which E2B's
+// clients send by themselves, opens every public address; else only network.allowOut opens
+// anything. INVALID_ARGUMENT; UNIMPLEMENTED for fields that ask for something no tier does.
+absl::StatusOr<CreateOrder> ParseCreate(std::string_view body, int64_t default_timeout_s,
+                                        bool internet);
+
+// The body of a network update: E2B's network object. Errors and `internet` as above.
+absl::StatusOr<sandbox::NetworkPolicy> ParseNetworkUpdate(std::string_view body, bool internet);
 
 // "timeout" of a request, in seconds. INVALID_ARGUMENT outside 0..86,400.
 absl::StatusOr<int64_t> ParseTimeout(std::string_view body, int64_t default_timeout_s);

@@ -25,7 +25,7 @@ class HttpApiImpl final : public HttpApi {
   HttpApiImpl(const HttpApiOptions& options, CallManager* calls, SandboxManager* sandboxes,
               WatchManager* watches)
       : verbs_(options.verb_threads, options.verbs_max),
-        surface_{calls, sandboxes, watches, &verbs_, &access_} {}
+        surface_{calls, sandboxes, watches, &verbs_, &access_, options.internet} {}
   ~HttpApiImpl() override { Shutdown(); }
 
   absl::Status Open(const HttpApiOptions& options) {

@@ -20,6 +20,7 @@ struct HttpApiOptions {
   std::string state_dir;   // of the leases (FORMAT.md); made when missing
   storage::Durability durability = storage::Durability::kFsync;
   std::string tls_cert, tls_key;  // PEM files; both, or none for plain HTTP
+  bool internet = false;          // E2B's allow_internet_access opens every public address
   const storage::Store* journal = nullptr;  // the daemon's, for /metrics; outlives the port
   size_t verb_threads = 32;       // verbs that block (create, stop, files)
   size_t verbs_max = 4096;        // verbs that wait for a thread; refused as overload above

@@ -24,6 +24,7 @@ struct Surface {
   WatchManager* watches = nullptr;
   WorkerPool* verbs = nullptr;
   const Access* access = nullptr;
+  bool internet = false;  // HttpApiOptions::internet
 };
 
 // How a surface writes errors.

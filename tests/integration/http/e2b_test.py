@@ -35,7 +35,8 @@ class Lifecycle(FunctionCase):
             self.assertAlmostEqual(time.mktime(ends) - time.mktime(started), seconds, delta=3)
 
     def test_what_cannot_be_done_is_refused(self):
-        for fields, status in (({"network": {"allowOut": ["1.1.1.1"]}}, 501), ({"volumeMounts": [{"name": "x"}]}, 501),
+        for fields, status in (({"network": {"egressProxy": {"url": "x"}}}, 501), ({"network": {"allowOut": ["a b"]}}, 400),
+                               ({"network": {"allowOut": "1.1.1.1"}}, 400), ({"volumeMounts": [{"name": "x"}]}, 501),
                                ({"timeout": 86401}, 400), ({"timeout": -1}, 400), ({"metadata": {"a": 1}}, 400),
                                ({"metadata": {"reprise.tier": "cloud"}}, 400)):
             reply = self.daemon.request("POST", "/v2/sandboxes", {"templateID": "any@function", **fields})
@@ -47,6 +48,25 @@ class Lifecycle(FunctionCase):
         sandbox_id, _ = self.box()
         for verb in ("fork", "snapshots"):
             self.assertEqual(self.daemon.request("POST", f"/sandboxes/{sandbox_id}/{verb}", {}).status, 501)
+
+    def test_network_rules_are_kept_and_replaced(self):
+        all_traffic = "0.0.0.0/0"
+        fields = {"templateID": "any@function", "allow_internet_access": True,
+                  "network": {"allowOut": ["1.1.1.1"], "denyOut": [all_traffic, "::/0"]}}
+        made = self.daemon.request("POST", "/v2/sandboxes", fields)
+        if made.status == 501:
+            self.skipTest(made.json()["message"])
+        path = f"/sandboxes/{made.json()['sandboxID']}"
+        network = lambda: self.daemon.request("GET", path).json()["network"]
+        self.assertEqual(network(), {"allowOut": ["1.1.1.1"], "denyOut": [all_traffic]})
+        change = lambda body: self.daemon.request("PUT", path + "/network", body).status
+        self.assertEqual(change({"allowOut": ["*.example.org", "8.8.8.0/24:53/udp"]}), 204)
+        self.assertEqual(network()["allowOut"], ["*.example.org", "8.8.8.0/24:53/udp"])
+        self.assertEqual(change({"allowOut": ["127.0.0.1"]}), 400)
+        self.assertEqual(network()["allowOut"], ["*.example.org", "8.8.8.0/24:53/udp"])
+        self.assertEqual(change({"denyOut": [all_traffic]}), 204)
+        self.assertEqual(network(), {"allowOut": [], "denyOut": [all_traffic]})  # without --e2b-internet
+        self.assertEqual(self.daemon.request("PUT", "/sandboxes/none/network", {}).status, 404)
 
     def test_list_with_filters_and_pages(self):
         ids = [self.box(metadata={"group": "pages", "n": str(i)})[0] for i in range(5)]
