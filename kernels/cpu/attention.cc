@@ -5,8 +5,8 @@
 
 #include "kernels/cpu/avx2.h"
 #include "kernels/cpu/dot.h"
-#include "kernels/cpu/exp.h"
-#include "kernels/cpu/formats.h"
+#include "kernels/exp.h"
+#include "kernels/formats.h"
 
 namespace reprise::kernels::cpu {
 namespace {
@@ -32,16 +32,16 @@ REPRISE_INLINE float Softmax(float* p, int64_t count, float sink, float scale, b
   const float max = *std::max_element(top, top + kSumLanes);
   for (j = 0; j + kSumLanes <= count; j += kSumLanes) {
     for (int64_t i = 0; i < kSumLanes; ++i) {
-      p[j + i] = internal::Exp(p[j + i] - max);
+      p[j + i] = Exp(p[j + i] - max);
       lane[i] += p[j + i];
     }
   }
   for (int64_t i = 0; j < count; ++i, ++j) {
-    p[j] = internal::Exp(p[j] - max);
+    p[j] = Exp(p[j] - max);
     lane[i] += p[j];
   }
   const float sum = ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
-                    ((lane[1] + lane[5]) + (lane[3] + lane[7])) + internal::Exp(sink - max);
+                    ((lane[1] + lane[5]) + (lane[3] + lane[7])) + Exp(sink - max);
   if (to_bf16) {
     for (j = 0; j < count; ++j) p[j] = RoundBf16(p[j]);
   } else {

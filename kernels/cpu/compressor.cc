@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/avx2.h"
-#include "kernels/cpu/exp.h"
+#include "kernels/exp.h"
 
 namespace reprise::kernels::cpu {
 namespace {
@@ -24,7 +24,7 @@ REPRISE_INLINE void PoolChannels(const PoolRow* rows, int64_t count, int64_t beg
     const float* gate = rows[i].gate + begin;
     float* weight = scratch + i * kCount;
     for (int64_t c = 0; c < kCount; ++c) {
-      weight[c] = internal::Exp(gate[c] - max[c]);
+      weight[c] = Exp(gate[c] - max[c]);
       sum[c] += weight[c];
     }
   }

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "kernels/cpu/formats.h"
+#include "kernels/formats.h"
 
 namespace reprise::kernels::cpu {
 namespace {

@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include "kernels/cpu/dot.h"
-#include "kernels/cpu/formats.h"
+#include "kernels/formats.h"
 
 namespace reprise::kernels::cpu {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/avx2.h"
-#include "kernels/cpu/exp.h"
+#include "kernels/exp.h"
 
 namespace reprise::kernels::cpu {
 namespace {
@@ -44,7 +44,7 @@ REPRISE_INLINE void MakeGates(const HcParams& params, float* terms, HcGates* gat
     for (int64_t k = 0; k < n; ++k) row[k] -= max;
   }
   for (int64_t i = 0; i < 2 * n; ++i) terms[i] = -terms[i];
-  for (int64_t i = 0; i < (2 + n) * n; ++i) terms[i] = internal::Exp(terms[i]);
+  for (int64_t i = 0; i < (2 + n) * n; ++i) terms[i] = Exp(terms[i]);
   for (int64_t p = 0; p < n; ++p) {
     gates->pre[p] = 1.0f / (1.0f + terms[p]) + params.eps;
     gates->post[p] = 2.0f * (1.0f / (1.0f + terms[n + p]));
@@ -186,7 +186,7 @@ void HcMakeGates(const HcParams& params, const float* u, int64_t count, const fl
 void HcHeadGates(const HcParams& params, const float* u, const float* base, float scale,
                  float* pre) {
   for (int64_t p = 0; p < params.streams; ++p)
-    pre[p] = 1.0f / (1.0f + internal::Exp(-(scale * u[p] + base[p]))) + params.eps;
+    pre[p] = 1.0f / (1.0f + Exp(-(scale * u[p] + base[p]))) + params.eps;
 }
 
 void HcCollapse(const float* residual, const float* pre, int64_t streams, int64_t dim, float* out) {

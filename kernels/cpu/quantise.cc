@@ -6,13 +6,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/cpu/formats.h"
+#include "kernels/formats.h"
 
 namespace reprise::kernels::cpu {
 namespace {
-
-constexpr float kFp8Max = 448.0f, kFp8FloorAmax = 1e-4f;
-constexpr float kFp4Max = 6.0f, kFp4FloorAmax = 6.0f * 0x1.0p-126f;
 
 float Amax(const float* x, int64_t n, float floor) {
   float amax = floor;
@@ -20,65 +17,12 @@ float Amax(const float* x, int64_t n, float floor) {
   return amax;
 }
 
-// The exponent of the least power of two >= x, from the bits of a positive normal float.
-int Log2Ceil(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  return static_cast<int>(bits >> 23) - 127 + ((bits & 0x7FFFFF) != 0 ? 1 : 0);
-}
-
-float PowerOfTwo(int exponent) { return std::ldexp(1.0f, exponent); }
-
-// Nearest e4m3, ties to even; |x| <= 448.
-inline float NearestE4m3(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  const float normal = std::bit_cast<float>((bits + 0x7FFFF + ((bits >> 20) & 1)) & 0xFFF00000u);
-  // Below 2^-6 the grid is 2^-9: the unit in the last place of 1.5 * 2^14.
-  constexpr float kGrid = 0x1.8p14f;
-  const float subnormal = (x + kGrid) - kGrid;
-  return std::fabs(x) < 0x1.0p-6f ? subnormal : normal;
-}
-
-// Nearest e2m1, ties to even; |x| <= 6.
-inline float NearestE2m1(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  const float normal = std::bit_cast<float>((bits + 0x1FFFFF + ((bits >> 22) & 1)) & 0xFFC00000u);
-  constexpr float kGrid = 0x1.8p22f;  // below 1 the grid is 0.5
-  const float subnormal = (x + kGrid) - kGrid;
-  return std::fabs(x) < 1.0f ? subnormal : normal;
-}
-
-int Fp8Exponent(const float* x, int64_t n) {
-  return Log2Ceil(Amax(x, n, kFp8FloorAmax) * (1.0f / kFp8Max));
-}
-
-int Fp4Exponent(const float* x, int64_t n) {
-  return Log2Ceil(Amax(x, n, kFp4FloorAmax) * (1.0f / kFp4Max));
-}
+int GroupExponent8(const float* x, int64_t n) { return Fp8Exponent(Amax(x, n, kFp8FloorAmax)); }
+int GroupExponent4(const float* x, int64_t n) { return Fp4Exponent(Amax(x, n, kFp4FloorAmax)); }
 
 constexpr int64_t kScaleBytesMultiple = 8;  // of an entry
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-uint8_t SignBit(float x, int place) {
-  return static_cast<uint8_t>(std::bit_cast<uint32_t>(x) >> 31 << place);
-}
-
-// x is an e4m3 value.
-uint8_t E4m3Code(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x) & 0x7FFFFFFF;
-  const float size = std::bit_cast<float>(bits);
-  const uint8_t code = size < 0x1.0p-6f ? static_cast<uint8_t>(size * 0x1.0p9f)
-                                        : static_cast<uint8_t>((bits >> 20) - (120 << 3));
-  return code | SignBit(x, 7);
-}
-
-// x is an e2m1 value.
-uint8_t E2m1Code(float x) {
-  constexpr uint8_t kCodeOfTwice[13] = {0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7};
-  return kCodeOfTwice[static_cast<int>(std::fabs(x) * 2.0f)] | SignBit(x, 3);
-}
-
-uint8_t ScaleByte(int exponent) { return static_cast<uint8_t>(exponent + 127); }
 
 // The values of all codes of a format.
 template <int kCodes, float (*kWiden)(uint8_t)>
@@ -94,7 +38,7 @@ void EncodeFp4(const float* x, int64_t n, uint8_t* codes, uint8_t* scales) {
   std::fill(codes, codes + CeilDiv(n, 2), uint8_t{0});
   for (int64_t begin = 0; begin < n; begin += kFp4Group) {
     const int64_t end = std::min(n, begin + kFp4Group);
-    const int exponent = Fp4Exponent(x + begin, end - begin);
+    const int exponent = GroupExponent4(x + begin, end - begin);
     const float inverse = PowerOfTwo(-exponent);
     for (int64_t i = begin; i < end; ++i) {
       const float value = NearestE2m1(std::clamp(x[i] * inverse, -kFp4Max, kFp4Max));
@@ -113,7 +57,7 @@ void RoundToBf16(float* x, int64_t n) {
 void QuantiseFp8(const float* x, int64_t n, int64_t group, float* out) {
   for (int64_t begin = 0; begin < n; begin += group) {
     const int64_t end = std::min(n, begin + group);
-    const int exponent = Fp8Exponent(x + begin, end - begin);
+    const int exponent = GroupExponent8(x + begin, end - begin);
     const float scale = PowerOfTwo(exponent), inverse = PowerOfTwo(-exponent);
     for (int64_t i = begin; i < end; ++i)
       out[i] = NearestE4m3(std::clamp(x[i] * inverse, -kFp8Max, kFp8Max)) * scale;
@@ -123,7 +67,7 @@ void QuantiseFp8(const float* x, int64_t n, int64_t group, float* out) {
 void QuantiseFp4(float* x, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += kFp4Group) {
     const int64_t end = std::min(n, begin + kFp4Group);
-    const int exponent = Fp4Exponent(x + begin, end - begin);
+    const int exponent = GroupExponent4(x + begin, end - begin);
     const float scale = PowerOfTwo(exponent), inverse = PowerOfTwo(-exponent);
     for (int64_t i = begin; i < end; ++i)
       x[i] = NearestE2m1(std::clamp(x[i] * inverse, -kFp4Max, kFp4Max)) * scale;
@@ -141,7 +85,7 @@ void PackEntry(const float* x, int64_t dim, int64_t rope, uint8_t* out) {
   uint8_t* scales = halves + 2 * rope;
   for (int64_t begin = 0; begin < plain; begin += kFp8KvGroup) {
     const int64_t end = std::min(plain, begin + kFp8KvGroup);
-    const int exponent = Fp8Exponent(x + begin, end - begin);
+    const int exponent = GroupExponent8(x + begin, end - begin);
     const float inverse = PowerOfTwo(-exponent);
     for (int64_t i = begin; i < end; ++i) out[i] = E4m3Code(x[i] * inverse);
     scales[begin / kFp8KvGroup] = ScaleByte(exponent);
@@ -190,7 +134,7 @@ uint8_t EncodeFp8Tile(const float* x, int64_t stride, int64_t rows, int64_t cols
                       int64_t code_stride) {
   float amax = kFp8Max * 0x1.0p-126f;
   for (int64_t row = 0; row < rows; ++row) amax = Amax(x + row * stride, cols, amax);
-  const int exponent = Log2Ceil(amax * (1.0f / kFp8Max));
+  const int exponent = Fp8Exponent(amax);
   const float inverse = PowerOfTwo(-exponent);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t i = 0; i < cols; ++i) {

@@ -2,7 +2,7 @@
 #include "kernels/cpu/swiglu.h"
 
 #include "kernels/cpu/avx2.h"
-#include "kernels/cpu/exp.h"
+#include "kernels/exp.h"
 
 namespace reprise::kernels::cpu {
 namespace {
@@ -12,7 +12,7 @@ REPRISE_INLINE void Activate(const float* gate, const float* up, int64_t n, floa
   for (int64_t i = 0; i < n; ++i) {
     const float g = gate[i] > limit ? limit : gate[i];
     const float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
-    out[i] = g / (1.0f + internal::Exp(-g)) * u * weight;
+    out[i] = g / (1.0f + Exp(-g)) * u * weight;
   }
 }
 

@@ -8,7 +8,7 @@
 
 #include "kernels/cpu/avx2.h"
 #include "kernels/cpu/dot.h"
-#include "kernels/cpu/formats.h"
+#include "kernels/formats.h"
 
 namespace reprise::kernels::cpu::internal {
 

@@ -1,7 +1,9 @@
 // Gates: one thread a token, since a 4 x 4 matrix fits its registers and every step of Sinkhorn
 // depends on the last. Mixes: one thread a token and channel, which reads and writes all streams of
 // its channel once.
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mhc.h"
+#include "kernels/exp.h"
 
 namespace reprise::kernels::cuda {
 namespace {
@@ -11,7 +13,7 @@ constexpr int kMixThreads = 256;
 
 // CUDA kernels
 
-__device__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
 
 template <int kStreams>
 __device__ void SoftmaxRows(float (&c)[kStreams][kStreams], float eps) {
@@ -22,7 +24,7 @@ __device__ void SoftmaxRows(float (&c)[kStreams][kStreams], float eps) {
     for (int k = 1; k < kStreams; ++k) max = fmaxf(max, c[j][k]);
 #pragma unroll
     for (int k = 0; k < kStreams; ++k) {
-      c[j][k] = expf(c[j][k] - max);
+      c[j][k] = Exp(c[j][k] - max);
       sum += c[j][k];
     }
 #pragma unroll
@@ -112,22 +114,27 @@ __global__ void __launch_bounds__(kMixThreads) ExpandKernel(HcMixParams params) 
   }
 }
 
-unsigned Blocks(int64_t threads, int per_block) {
-  return static_cast<unsigned>((threads + per_block - 1) / per_block);
+template <int kStreams>
+absl::Status LaunchGates(const HcGatesParams& params, cudaStream_t stream) {
+  return Launch<NoShared>("HcMakeGates", GatesKernel<kStreams>,
+                          {Blocks(params.tokens, kGateThreads)}, kGateThreads, params, stream);
 }
 
-template <int kStreams>
-cudaError_t LaunchGates(const HcGatesParams& params, cudaStream_t stream) {
-  GatesKernel<kStreams><<<Blocks(params.tokens, kGateThreads), kGateThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+// With the streams that a mix can do.
+absl::Status LaunchMix(const char* name, void (*kernel)(HcMixParams), const HcMixParams& params,
+                       cudaStream_t stream) {
+  const absl::Status checked =
+      Require(params.streams >= 1 && params.streams <= kMaxStreams, name, "1 to 8 streams");
+  if (!checked.ok()) return checked;
+  return Launch<NoShared>(name, kernel, {Blocks(params.tokens * params.dim, kMixThreads)},
+                          kMixThreads, params, stream);
 }
 
 }  // namespace
 
 // kernel launchers
 
-cudaError_t HcMakeGates(const HcGatesParams& params, cudaStream_t stream) {
-  if (params.tokens <= 0) return cudaSuccess;
+absl::Status HcMakeGates(const HcGatesParams& params, cudaStream_t stream) {
   switch (params.streams) {
     case 1:
       return LaunchGates<1>(params, stream);
@@ -146,23 +153,16 @@ cudaError_t HcMakeGates(const HcGatesParams& params, cudaStream_t stream) {
     case 8:
       return LaunchGates<8>(params, stream);
     default:
-      return cudaErrorInvalidValue;
+      return Require(false, "HcMakeGates", "1 to 8 streams");
   }
 }
 
-cudaError_t HcCollapse(const HcMixParams& params, cudaStream_t stream) {
-  if (params.streams < 1 || params.streams > kMaxStreams) return cudaErrorInvalidValue;
-  if (params.tokens <= 0) return cudaSuccess;
-  CollapseKernel<<<Blocks(params.tokens * params.dim, kMixThreads), kMixThreads, 0, stream>>>(
-      params);
-  return cudaGetLastError();
+absl::Status HcCollapse(const HcMixParams& params, cudaStream_t stream) {
+  return LaunchMix("HcCollapse", CollapseKernel, params, stream);
 }
 
-cudaError_t HcExpand(const HcMixParams& params, cudaStream_t stream) {
-  if (params.streams < 1 || params.streams > kMaxStreams) return cudaErrorInvalidValue;
-  if (params.tokens <= 0) return cudaSuccess;
-  ExpandKernel<<<Blocks(params.tokens * params.dim, kMixThreads), kMixThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+absl::Status HcExpand(const HcMixParams& params, cudaStream_t stream) {
+  return LaunchMix("HcExpand", ExpandKernel, params, stream);
 }
 
 }  // namespace reprise::kernels::cuda

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
+
 namespace reprise::kernels::cuda {
 
 inline constexpr int kMaxStreams = 8;
@@ -37,12 +39,12 @@ struct HcMixParams {
   int streams = 4;
 };
 
-// Each queues its work on `stream`; the error is of the launch, cudaErrorInvalidValue for more than
+// Each queues its work on `stream`; errors are of the launch, INVALID_ARGUMENT for more than
 // kMaxStreams. Nothing happens for no tokens.
-cudaError_t HcMakeGates(const HcGatesParams& params, cudaStream_t stream);
+absl::Status HcMakeGates(const HcGatesParams& params, cudaStream_t stream);
 // hidden = sum_p pre[p] * residual[p].
-cudaError_t HcCollapse(const HcMixParams& params, cudaStream_t stream);
+absl::Status HcCollapse(const HcMixParams& params, cudaStream_t stream);
 // residual[k] = post[k] * hidden + sum_j mix[j][k] * residual[j], in place.
-cudaError_t HcExpand(const HcMixParams& params, cudaStream_t stream);
+absl::Status HcExpand(const HcMixParams& params, cudaStream_t stream);
 
 }  // namespace reprise::kernels::cuda

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
+
 namespace reprise::kernels::cuda {
 
 // Pointers are of the device.
@@ -16,7 +18,7 @@ struct RmsNormParams {
   float eps = 1e-6f;
 };
 
-// Queues it on `stream`; the error is of the launch. Nothing happens for no rows.
-cudaError_t RmsNorm(const RmsNormParams& params, cudaStream_t stream);
+// Queues it on `stream`; errors are of the launch. Nothing happens for no rows.
+absl::Status RmsNorm(const RmsNormParams& params, cudaStream_t stream);
 
 }  // namespace reprise::kernels::cuda

@@ -1,6 +1,7 @@
 // One warp a token: the scores lie in shared memory, and the k best are k passes over them, each a
 // maximum over the warp. At 256 experts and k = 6 that is 48 shared loads a lane, less than reading
 // the logits costs.
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/router.h"
 
@@ -10,6 +11,12 @@ namespace {
 constexpr float kNone = -INFINITY;
 constexpr float kSoftplusThreshold = 20.0f;  // above it softplus(z) is z
 constexpr float kTiny = 1e-20f;  // keeps the division defined when every chosen score is 0
+
+struct Plan {
+  float scores[kMaxExperts];
+  float sums[kMaxExperts];
+  int picked[kMaxChosen];
+};
 
 // CUDA kernels
 
@@ -27,9 +34,7 @@ __device__ int BestExpert(const float* sums, int experts) {
 }
 
 __global__ void __launch_bounds__(kWarp) RouteKernel(RouteParams params) {
-  __shared__ float scores[kMaxExperts];
-  __shared__ float sums[kMaxExperts];
-  __shared__ int picked[kMaxChosen];
+  auto& [scores, sums, picked] = Shared<Plan>();
   const int64_t token = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x);
   const float* logits = params.logits + token * params.experts;
@@ -64,14 +69,14 @@ __global__ void __launch_bounds__(kWarp) RouteKernel(RouteParams params) {
 
 // kernel launchers
 
-cudaError_t Route(const RouteParams& params, cudaStream_t stream) {
-  const bool shaped = params.experts >= 1 && params.experts <= kMaxExperts && params.k >= 1 &&
-                      params.k <= kMaxChosen && params.k <= params.experts;
-  const bool chooses = params.table != nullptr ? params.ids != nullptr : params.bias != nullptr;
-  if (!shaped || !chooses) return cudaErrorInvalidValue;
-  if (params.tokens <= 0) return cudaSuccess;
-  RouteKernel<<<static_cast<unsigned>(params.tokens), kWarp, 0, stream>>>(params);
-  return cudaGetLastError();
+absl::Status Route(const RouteParams& params, cudaStream_t stream) {
+  const absl::Status checked = Require(
+      params.experts >= 1 && params.experts <= kMaxExperts && params.k >= 1 &&
+          params.k <= kMaxChosen && params.k <= params.experts &&
+          (params.table != nullptr ? params.ids != nullptr : params.bias != nullptr),
+      "Route", "1 to 1024 experts, k of 1 to 32 among them, and a bias or a table with token ids");
+  if (!checked.ok()) return checked;
+  return Launch<Plan>("Route", RouteKernel, {params.tokens}, kWarp, params, stream);
 }
 
 }  // namespace reprise::kernels::cuda

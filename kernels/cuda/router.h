@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
+
 namespace reprise::kernels::cuda {
 
 inline constexpr int kMaxExperts = 1024;
@@ -27,8 +29,8 @@ struct RouteParams {
   bool normalise = true;
 };
 
-// Queues it on `stream`; the error is of the launch, cudaErrorInvalidValue for more than
-// kMaxExperts or kMaxChosen. Nothing happens for no tokens.
-cudaError_t Route(const RouteParams& params, cudaStream_t stream);
+// Queues it on `stream`; errors are of the launch, INVALID_ARGUMENT for more than kMaxExperts or
+// kMaxChosen. Nothing happens for no tokens.
+absl::Status Route(const RouteParams& params, cudaStream_t stream);
 
 }  // namespace reprise::kernels::cuda

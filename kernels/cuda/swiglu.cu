@@ -1,5 +1,7 @@
 // One element a thread: memory-bound, three transfers an element.
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/swiglu.h"
+#include "kernels/exp.h"
 
 namespace reprise::kernels::cuda {
 namespace {
@@ -14,18 +16,16 @@ __global__ void __launch_bounds__(kThreads) SwiGluKernel(SwiGluParams params) {
   const float gate = fminf(params.gate[at], params.limit);
   const float up = fminf(fmaxf(params.up[at], -params.limit), params.limit);
   const float weight = params.weights == nullptr ? 1.0f : params.weights[at / params.n];
-  params.out[at] = gate / (1.0f + expf(-gate)) * up * weight;
+  params.out[at] = gate / (1.0f + Exp(-gate)) * up * weight;
 }
 
 }  // namespace
 
 // kernel launchers
 
-cudaError_t SwiGlu(const SwiGluParams& params, cudaStream_t stream) {
-  if (params.rows <= 0) return cudaSuccess;
-  const int64_t blocks = (params.rows * params.n + kThreads - 1) / kThreads;
-  SwiGluKernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+absl::Status SwiGlu(const SwiGluParams& params, cudaStream_t stream) {
+  return Launch<NoShared>("SwiGlu", SwiGluKernel, {Blocks(params.rows * params.n, kThreads)},
+                          kThreads, params, stream);
 }
 
 }  // namespace reprise::kernels::cuda

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
+
 namespace reprise::kernels::cuda {
 
 // Pointers are of the device.
@@ -17,7 +19,7 @@ struct SwiGluParams {
   float limit = 0.0f;  // gate is cut above, up on both sides
 };
 
-// Queues it on `stream`; the error is of the launch. Nothing happens for no rows.
-cudaError_t SwiGlu(const SwiGluParams& params, cudaStream_t stream);
+// Queues it on `stream`; errors are of the launch. Nothing happens for no rows.
+absl::Status SwiGlu(const SwiGluParams& params, cudaStream_t stream);
 
 }  // namespace reprise::kernels::cuda

@@ -13,8 +13,8 @@
 #include <gtest/gtest.h>
 
 #include "kernels/cpu/dot.h"
-#include "kernels/cpu/exp.h"
-#include "kernels/cpu/formats.h"
+#include "kernels/exp.h"
+#include "kernels/formats.h"
 
 namespace reprise::kernels::cpu {
 namespace {
@@ -268,16 +268,16 @@ TEST(ExpTest, IsWithinTwoUnitsInTheLastPlace) {
     const float x = static_cast<float>(i) * 1e-4f;
     const double exact = std::exp(static_cast<double>(x));
     const double unit = std::ldexp(1.0, std::ilogb(exact) - 23);
-    worst = std::max(worst, std::abs(internal::Exp(x) - exact) / unit);
+    worst = std::max(worst, std::abs(Exp(x) - exact) / unit);
   }
   EXPECT_LT(worst, 2.0);
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  EXPECT_EQ(internal::Exp(0.0f), 1.0f);
-  EXPECT_EQ(internal::Exp(-kInfinity), 0.0f);
-  EXPECT_EQ(internal::Exp(-100.0f), 0.0f);
-  EXPECT_EQ(internal::Exp(kInfinity), kInfinity);
-  EXPECT_EQ(internal::Exp(89.0f), kInfinity);
-  EXPECT_TRUE(std::isnan(internal::Exp(std::numeric_limits<float>::quiet_NaN())));
+  EXPECT_EQ(Exp(0.0f), 1.0f);
+  EXPECT_EQ(Exp(-kInfinity), 0.0f);
+  EXPECT_EQ(Exp(-100.0f), 0.0f);
+  EXPECT_EQ(Exp(kInfinity), kInfinity);
+  EXPECT_EQ(Exp(89.0f), kInfinity);
+  EXPECT_TRUE(std::isnan(Exp(std::numeric_limits<float>::quiet_NaN())));
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, ScaledMatmulTest,

@@ -1,18 +1,18 @@
-// e^x of a float in plain arithmetic, so that loops over it vectorise and every machine and path
-// gives the same bits. Internal to kernels/cpu.
+// e^x of a float in plain arithmetic, so that loops over it vectorise and every machine, device and
+// path gives the same bits.
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
-#include <limits>
 
-#include "kernels/cpu/avx2.h"
+#include "kernels/host_device.h"
 
-namespace reprise::kernels::cpu::internal {
+namespace reprise::kernels {
 
 // Within 2 units in the last place; 0 below -86, infinity
 // above 88.72; NaN stays NaN.
-REPRISE_INLINE float Exp(float x) {
+REPRISE_BOTH inline __attribute__((always_inline)) float Exp(float x) {
   constexpr float kLowest = -86.0f, kHighest = 88.722839f, kLog2E = 1.44269504f;
   // ln 2 in two parts, the first short enough that its products below are exact.
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
@@ -32,7 +32,7 @@ REPRISE_INLINE float Exp(float x) {
   // 2^n as 2^(n - 1) * 2, so that n = 128 is in range.
   const uint32_t exponent = (std::bit_cast<uint32_t>(rounded) + 126u) << 23;
   const float value = p * std::bit_cast<float>(exponent) * 2.0f;
-  return x < kLowest ? 0.0f : x > kHighest ? std::numeric_limits<float>::infinity() : value;
+  return x < kLowest ? 0.0f : x > kHighest ? INFINITY : value;
 }
 
-}  // namespace reprise::kernels::cpu::internal
+}  // namespace reprise::kernels
