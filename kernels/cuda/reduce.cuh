@@ -18,6 +18,13 @@ __device__ inline float WarpSum(float value) {
   return value;
 }
 
+__device__ inline float WarpMax(float value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  }
+  return value;
+}
+
 // The sum over the block, in every thread. REQUIRES: kRowThreads threads, all of which call it;
 // `scratch` is shared, [kRowThreads / kWarp], and no longer read by an earlier use.
 __device__ inline float BlockSum(float value, float* scratch) {
