@@ -57,4 +57,12 @@ inline uint32_t __ballot_sync(uint32_t mask, bool vote,
   return static_cast<uint32_t>(
       reprise::kernels::simt::WaitForWarp(mask, Exchange::kBallot, 0, vote ? 1 : 0, at));
 }
+// Threads run one at a time between two barriers. What it returns depends on their order.
+template <typename T>
+T atomicAdd(T* at, T value) {
+  const T old = *at;
+  *at += value;
+  return old;
+}
+
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }

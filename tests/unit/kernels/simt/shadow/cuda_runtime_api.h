@@ -16,6 +16,9 @@ enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 
 using cudaStream_t = struct CUstream_st*;
 
+struct int2 {
+  int x, y;
+};
 struct dim3 {
   constexpr dim3(unsigned x_in = 1, unsigned y_in = 1, unsigned z_in = 1)
       : x(x_in), y(y_in), z(z_in) {}
