@@ -10,7 +10,7 @@
 #include <fmt/format.h>
 
 #include "base/status_macros.h"
-#include "engine/philox.h"
+#include "kernels/philox.h"
 
 namespace reprise::engine {
 namespace {
@@ -115,7 +115,7 @@ int32_t Draw(absl::Span<const float> logits, const SamplingParams& params, uint6
   for (size_t i = 0; i < cumulative.size(); ++i)
     cumulative[i] = sum += std::exp((logits[from->candidates[i]] - from->max) * from->scale);
   from->log_sum = std::log(sum);
-  const double target = UniformAt(params.seed, position) * sum;
+  const double target = kernels::UniformAt(params.seed, position) * sum;
   const size_t chosen = static_cast<size_t>(
       std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin());
   return from->candidates[std::min(chosen, cumulative.size() - 1)];

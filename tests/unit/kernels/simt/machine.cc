@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 #include <signal.h>
-#include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +12,7 @@
 #include <vector>
 
 #include "tests/unit/kernels/simt/cuda_words.h"
+#include "tests/unit/kernels/simt/fiber.h"
 #include "tests/unit/kernels/simt/memory.h"
 
 SimtIndex threadIdx, blockIdx;
@@ -22,14 +21,12 @@ dim3 blockDim, gridDim;
 namespace reprise::kernels::simt {
 namespace {
 
-constexpr size_t kStackBytes = 128 << 10;
 constexpr int kOrders = 2;  // in which a launch runs
 
 enum class Wait { kNone, kBlock, kWarp, kDone };
 
-struct Fiber {
-  ucontext_t context;
-  GuardedBytes stack{kStackBytes};
+struct Thread {
+  Fiber fiber;
   Wait wait = Wait::kNone;
   std::source_location at;
   // Of what it waits for in its warp.
@@ -43,10 +40,9 @@ struct Fiber {
 struct Machine {
   const char* kernel = "";
   const std::function<void()>* body = nullptr;
-  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<std::unique_ptr<Thread>> all;  // at least `threads`
   int threads = 0, running = 0;
   GuardedBytes* shared = nullptr;
-  ucontext_t scheduler;
   std::string failure;
 };
 Machine machine;
@@ -83,67 +79,59 @@ void WatchFaults() {
 void WatchFaults() {}  // a sanitizer tells of them in its own way
 #endif
 
-void FiberMain() {
-  (*machine.body)();
-  machine.fibers[machine.running]->wait = Wait::kDone;
-  ::swapcontext(&machine.fibers[machine.running]->context, &machine.scheduler);
-}
+Thread& Running() { return *machine.all[machine.running]; }
 
-void Yield() {
-  Fiber& self = *machine.fibers[machine.running];
-  ::swapcontext(&self.context, &machine.scheduler);
+void ThreadMain() {
+  (*machine.body)();
+  Running().wait = Wait::kDone;
+  Running().fiber.Leave();
 }
 
 void Resume(int thread) {
   machine.running = thread;
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
-  ::swapcontext(&machine.scheduler, &machine.fibers[thread]->context);
+  Running().fiber.Resume();
 }
 
-void StartFibers() {
+void StartThreads() {
   for (int t = 0; t < machine.threads; ++t) {
-    Fiber& fiber = *machine.fibers[t];
-    fiber.wait = Wait::kNone;
-    ::getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = nullptr;
-    ::makecontext(&fiber.context, FiberMain, 0);
+    machine.all[t]->wait = Wait::kNone;
+    machine.all[t]->fiber.Start(ThreadMain);
   }
 }
 
 // Lets the block go on when all its threads that still run wait for it.
 bool OpenBlockBarrier() {
-  const Fiber* first = nullptr;
+  const Thread* first = nullptr;
   for (int t = 0; t < machine.threads; ++t) {
-    const Fiber& fiber = *machine.fibers[t];
-    if (fiber.wait == Wait::kDone) continue;
-    if (fiber.wait != Wait::kBlock) return false;
-    if (first == nullptr) first = &fiber;
-    if (fiber.at.line() != first->at.line()) {
-      Fail(t, fmt::format("waits for the block at {}, others at {}", Place(fiber.at),
-                          Place(first->at)));
+    const Thread& one = *machine.all[t];
+    if (one.wait == Wait::kDone) continue;
+    if (one.wait != Wait::kBlock) return false;
+    if (first == nullptr) first = &one;
+    if (one.at.line() != first->at.line()) {
+      Fail(t,
+           fmt::format("waits for the block at {}, others at {}", Place(one.at), Place(first->at)));
       return false;
     }
   }
   if (first == nullptr) return false;
   for (int t = 0; t < machine.threads; ++t) {
-    Fiber& fiber = *machine.fibers[t];
-    if (fiber.wait == Wait::kBlock) fiber.wait = Wait::kNone;
+    Thread& one = *machine.all[t];
+    if (one.wait == Wait::kBlock) one.wait = Wait::kNone;
   }
   return true;
 }
 
-int SourceLane(const Fiber& fiber, int lane) {
-  switch (fiber.how) {
+int SourceLane(const Thread& one, int lane) {
+  switch (one.how) {
     case Exchange::kXor:
-      return lane ^ fiber.operand;
+      return lane ^ one.operand;
     case Exchange::kDown:
-      return lane + fiber.operand >= kWarpSize ? lane : lane + fiber.operand;
+      return lane + one.operand >= kWarpSize ? lane : lane + one.operand;
     case Exchange::kUp:
-      return lane - fiber.operand < 0 ? lane : lane - fiber.operand;
+      return lane - one.operand < 0 ? lane : lane - one.operand;
     case Exchange::kLane:
-      return fiber.operand & (kWarpSize - 1);
+      return one.operand & (kWarpSize - 1);
     default:
       return lane;
   }
@@ -151,7 +139,7 @@ int SourceLane(const Fiber& fiber, int lane) {
 
 // Lets the lanes that wait together with `thread` go on when all of them are there.
 bool OpenWarp(int thread) {
-  const Fiber& asks = *machine.fibers[thread];
+  const Thread& asks = *machine.all[thread];
   const int first = thread / kWarpSize * kWarpSize;
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if ((asks.mask >> lane & 1) == 0) continue;
@@ -160,7 +148,7 @@ bool OpenWarp(int thread) {
                                Place(asks.at), lane));
       return false;
     }
-    const Fiber& other = *machine.fibers[first + lane];
+    const Thread& other = *machine.all[first + lane];
     if (other.wait == Wait::kDone) {
       Fail(thread, fmt::format("waits at {} for lane {}, which has ended", Place(asks.at), lane));
       return false;
@@ -175,22 +163,22 @@ bool OpenWarp(int thread) {
   }
   uint32_t votes = 0;
   for (int lane = 0; lane < kWarpSize; ++lane) {
-    if ((asks.mask >> lane & 1) != 0 && machine.fibers[first + lane]->in != 0)
+    if ((asks.mask >> lane & 1) != 0 && machine.all[first + lane]->in != 0)
       votes |= uint32_t{1} << lane;
   }
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if ((asks.mask >> lane & 1) == 0) continue;
-    Fiber& fiber = *machine.fibers[first + lane];
-    const int source = SourceLane(fiber, lane);
+    Thread& one = *machine.all[first + lane];
+    const int source = SourceLane(one, lane);
     if (source < 0 || source >= kWarpSize || (asks.mask >> source & 1) == 0) {
       Fail(first + lane, fmt::format("reads at {} the value of lane {}, which takes no part",
-                                     Place(fiber.at), source));
+                                     Place(one.at), source));
       return false;
     }
-    fiber.out = fiber.how == Exchange::kBallot ? votes : machine.fibers[first + source]->in;
+    one.out = one.how == Exchange::kBallot ? votes : machine.all[first + source]->in;
   }
   for (int lane = 0; lane < kWarpSize; ++lane) {
-    if ((asks.mask >> lane & 1) != 0) machine.fibers[first + lane]->wait = Wait::kNone;
+    if ((asks.mask >> lane & 1) != 0) machine.all[first + lane]->wait = Wait::kNone;
   }
   return true;
 }
@@ -212,29 +200,29 @@ class Order {
 };
 
 void RunBlock(Order* order) {
-  StartFibers();
+  StartThreads();
   for (;;) {
     bool moved = false, waits = false;
     for (const int64_t t : order->Of(machine.threads)) {
-      if (machine.fibers[t]->wait != Wait::kNone) continue;
+      if (machine.all[t]->wait != Wait::kNone) continue;
       Resume(static_cast<int>(t));
       moved = true;
       if (!machine.failure.empty()) return;
     }
     int stuck = -1;
     for (int t = 0; t < machine.threads; ++t) {
-      if (machine.fibers[t]->wait == Wait::kWarp) moved |= OpenWarp(t);
+      if (machine.all[t]->wait == Wait::kWarp) moved |= OpenWarp(t);
       if (!machine.failure.empty()) return;
-      if (machine.fibers[t]->wait == Wait::kDone) continue;
+      if (machine.all[t]->wait == Wait::kDone) continue;
       waits = true;
-      if (machine.fibers[t]->wait != Wait::kNone && stuck < 0) stuck = t;
+      if (machine.all[t]->wait != Wait::kNone && stuck < 0) stuck = t;
     }
     if (!waits) return;
     moved |= OpenBlockBarrier();
     if (!machine.failure.empty()) return;
     if (!moved) {
       Fail(stuck, fmt::format("waits at {} for threads that never come there",
-                              Place(machine.fibers[stuck]->at)));
+                              Place(machine.all[stuck]->at)));
       return;
     }
   }
@@ -267,8 +255,8 @@ absl::Status Run(const char* kernel, const cuda::Grid& grid, int threads, size_t
                     kernel, threads, shared_bytes, kThreadsMax, kSharedMax));
   }
   WatchFaults();
-  while (machine.fibers.size() < static_cast<size_t>(threads))
-    machine.fibers.push_back(std::make_unique<Fiber>());
+  while (machine.all.size() < static_cast<size_t>(threads))
+    machine.all.push_back(std::make_unique<Thread>());
   GuardedBytes shared(shared_bytes);
   machine.kernel = kernel;
   machine.body = &body;
@@ -298,25 +286,25 @@ void* SharedMemory(size_t bytes) {
   if (bytes != machine.shared->size()) {
     Fail(machine.running,
          fmt::format("takes {} bytes of shared memory for {}", machine.shared->size(), bytes));
-    Yield();
+    Running().fiber.Leave();
   }
   return machine.shared->data();
 }
 
 void WaitForBlock(const std::source_location& at) {
-  Fiber& self = *machine.fibers[machine.running];
+  Thread& self = Running();
   self.wait = Wait::kBlock;
   self.at = at;
-  Yield();
+  Running().fiber.Leave();
 }
 
 uint64_t WaitForWarp(uint32_t mask, Exchange how, int operand, uint64_t bits,
                      const std::source_location& at) {
-  Fiber& self = *machine.fibers[machine.running];
+  Thread& self = Running();
   const int lane = machine.running % kWarpSize;
   if ((mask >> lane & 1) == 0) {
     Fail(machine.running, fmt::format("is not in the mask {:08x} at {}", mask, Place(at)));
-    Yield();
+    Running().fiber.Leave();
   }
   self.wait = Wait::kWarp;
   self.at = at;
@@ -324,7 +312,7 @@ uint64_t WaitForWarp(uint32_t mask, Exchange how, int operand, uint64_t bits,
   self.how = how;
   self.operand = operand;
   self.in = bits;
-  Yield();
+  Running().fiber.Leave();
   return self.out;
 }
 

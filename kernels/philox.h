@@ -6,10 +6,12 @@
 #include <array>
 #include <cstdint>
 
-namespace reprise::engine {
+#include "kernels/host_device.h"
 
-inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
-                                          std::array<uint32_t, 2> key) {
+namespace reprise::kernels {
+
+REPRISE_BOTH inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
+                                                       std::array<uint32_t, 2> key) {
   constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
   constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
   constexpr int kRounds = 10;
@@ -25,7 +27,7 @@ inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
 }
 
 // The draw of a trajectory at a position: uniform in [0, 1) with 53 bits.
-inline double UniformAt(uint64_t seed, uint64_t position) {
+REPRISE_BOTH inline double UniformAt(uint64_t seed, uint64_t position) {
   const std::array<uint32_t, 4> bits =
       Philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0},
                  {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
@@ -33,4 +35,4 @@ inline double UniformAt(uint64_t seed, uint64_t position) {
   return static_cast<double>(mantissa) * 0x1.0p-53;
 }
 
-}  // namespace reprise::engine
+}  // namespace reprise::kernels
