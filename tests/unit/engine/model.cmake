@@ -23,5 +23,11 @@ reprise_test(engine_weights_test SOURCES weights_test.cc
 reprise_test(parallel_test SOURCES mesh_test.cc parallel_test.cc
   LIBS reprise::engine_parallel reprise::base nlohmann_json::nlohmann_json fmt::fmt TIMEOUT 300)
 add_dependencies(parallel_test reprise-rank)
+reprise_test(gather_plan_test SOURCES gather_plan_test.cc
+  LIBS reprise::engine_parallel reprise::base)
+if(TARGET reprise::engine_nccl)
+  reprise_test(nccl_test SOURCES nccl_test.cc
+    LIBS reprise::engine_nccl reprise::engine_parallel reprise::base CUDA::cudart)
+endif()
 reprise_test(constraint_test SOURCES constraint_test.cc random_schema.cc
   LIBS reprise::engine reprise::base nlohmann_json::nlohmann_json)
