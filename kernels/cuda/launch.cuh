@@ -15,7 +15,7 @@ struct NoShared {};
 // The block's shared memory; undefined at first. REQUIRES: the launch had the same Plan.
 template <typename Plan>
 __device__ Plan& Shared() {
-  extern __shared__ __align__(16) unsigned char bytes[];
+  extern __shared__ __align__(1024) unsigned char bytes[];  // as swizzled tiles need it
   return *reinterpret_cast<Plan*>(bytes);
 }
 

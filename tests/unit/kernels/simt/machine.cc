@@ -59,14 +59,15 @@ void Fail(int thread, const std::string& what) {
 }
 
 #if !defined(REPRISE_SANITIZED)
-void OnFault(int, siginfo_t* info, void*) {
+void OnFault(int signal, siginfo_t* info, void*) {
   char line[256];
   const int length = std::snprintf(
-      line, sizeof(line), "%s: block (%u, %u, %u), thread %d: access outside every array, at %p\n",
-      machine.kernel, blockIdx.x, blockIdx.y, blockIdx.z, machine.running, info->si_addr);
+      line, sizeof(line), "%s: block (%u, %u, %u), thread %d: %s, at %p\n", machine.kernel,
+      blockIdx.x, blockIdx.y, blockIdx.z, machine.running,
+      signal == SIGSEGV ? "access outside every array" : "index outside an array, or misaligned",
+      info->si_addr);
   if (::write(STDERR_FILENO, line, static_cast<size_t>(length)) < 0) ::_exit(2);
-  ::signal(SIGSEGV, SIG_DFL);
-  ::raise(SIGSEGV);
+  ::raise(signal);
 }
 
 void WatchFaults() {
@@ -74,6 +75,7 @@ void WatchFaults() {
   action.sa_sigaction = OnFault;
   action.sa_flags = SA_SIGINFO | SA_RESETHAND;
   ::sigaction(SIGSEGV, &action, nullptr);
+  ::sigaction(SIGILL, &action, nullptr);
 }
 #else
 void WatchFaults() {}  // a sanitizer tells of them in its own way
@@ -290,6 +292,8 @@ void* SharedMemory(size_t bytes) {
   }
   return machine.shared->data();
 }
+
+void* SharedBase() { return machine.shared->data(); }
 
 void WaitForBlock(const std::source_location& at) {
   Thread& self = Running();

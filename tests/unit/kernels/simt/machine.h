@@ -33,6 +33,9 @@ absl::Status Run(const char* kernel, const cuda::Grid& grid, int threads, size_t
 // The running block's; `bytes` must be what the launch gave.
 void* SharedMemory(size_t bytes);
 
+// Where it begins, whatever its size; aligned to 1024 where its size is a multiple of that.
+void* SharedBase();
+
 // Where a lane's value comes from.
 enum class Exchange { kNothing, kXor, kDown, kUp, kLane, kBallot };
 

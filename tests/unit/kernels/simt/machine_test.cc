@@ -143,6 +143,11 @@ void OneBytePast(Params params) {
   if (threadIdx.x == 0) reinterpret_cast<uint8_t*>(params.out)[4] = 0;
 }
 
+void Misaligned(Params params) {
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(params.out);
+  *reinterpret_cast<uint32_t*>(bytes + 2) = 0;
+}
+
 using MachineDeathTest = testing::Test;
 
 TEST(MachineDeathTest, AccessOutsideAnArrayIsNamed) {
@@ -154,6 +159,7 @@ TEST(MachineDeathTest, AccessOutsideAnArrayIsNamed) {
   EXPECT_DEATH((void)RunKernel(OneTooMany, out.get()),
                "Probe: block \\(0, 0, 0\\), thread 95: access outside every array");
 #endif
+  EXPECT_DEATH((void)RunKernel(Misaligned, out.get()), "");
   Device<float> one(size_t{1});
   EXPECT_THAT(std::string(RunKernel(OneBytePast, one.get(), 1).message()),
               HasSubstr("behind the end of an array"));

@@ -77,6 +77,16 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return cudaSuccess;
 }
 
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 9;
+  return cudaSuccess;
+}
+
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   *data = Arrays().emplace_back(bytes).data();
   return cudaSuccess;

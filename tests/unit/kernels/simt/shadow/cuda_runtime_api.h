@@ -14,6 +14,8 @@ enum cudaError_t {
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
+
 using cudaStream_t = struct CUstream_st*;
 
 struct int2 {
@@ -26,6 +28,9 @@ struct dim3 {
 };
 
 cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDevice(int* device);
+// Of the newest device whose instructions the machine knows: 9.
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 // Every array has a page without access behind it, and its bytes are 0xFF at first.
 cudaError_t cudaMalloc(void** data, size_t bytes);
 cudaError_t cudaFree(void* data);
