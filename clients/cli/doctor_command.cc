@@ -23,6 +23,8 @@ struct Options {
   std::string state = ".";
 };
 
+constexpr char kNetworkVerb[] = "network";
+
 // The tiers describe themselves from a state directory of their own: nothing of a real one is
 // touched, and no daemon has to run.
 absl::StatusOr<std::vector<sandbox_wire::TierInfo>> AskTiers(sandboxd::DaemonOptions options,
@@ -57,9 +59,16 @@ absl::StatusOr<int> Doctor(const Context& context, const Options& options) {
   Facts host;
   for (const Fact& fact : facts) host.Add(fact.name, (fact.good ? "ok  " : "--  ") + fact.value);
   Table usable({"  TIER", "USABLE", "WITH, OR WHY NOT"});
-  for (const auto& tier : tiers)
+  Facts networks;
+  for (const auto& tier : tiers) {
     usable.Add({"  " + TierName(tier.tier()), tier.usable() ? "yes" : "no", tier.reason()});
-  Print(fmt::format("this machine\n{}\nsandboxes\n{}", host.Render(), usable.Render()));
+    const auto network = tier.verbs().find(kNetworkVerb);
+    if (!tier.usable() || network == tier.verbs().end()) continue;
+    networks.Add(TierName(tier.tier()),
+                 network->second == "yes" ? "ok  by policy" : "--  " + network->second);
+  }
+  Print(fmt::format("this machine\n{}\nsandboxes\n{}\nnetworks of sandboxes\n{}", host.Render(),
+                    usable.Render(), networks.Render()));
   if (any) return kExitDone;
   return absl::UnavailableError("no tier is usable here: see the reasons above");
 }
