@@ -35,13 +35,21 @@ absl::StatusOr<microvm::VmConfig> ReadConfig() {
 }
 
 // Two locks: the machine's process inherits the first, so that it tells when both are gone; the
-// second tells this process's id to whoever asks the kernel.
+// second tells this process's id to whoever asks the kernel. Who looks whether the box is locked has
+// the first for a moment, so it is tried again.
 absl::Status LockBox() {
+  constexpr int kTries = 1000, kPauseUs = 2000;
   const int fd = open(microvm::kLockFile, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
   struct flock mine {};
   mine.l_type = F_WRLCK;
   mine.l_whence = SEEK_SET;
-  if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0 || fcntl(fd, F_SETLK, &mine) != 0)
+  bool locked = false;
+  for (int i = 0; fd >= 0 && !locked && i < kTries; ++i) {
+    locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
+    if (!locked && errno != EWOULDBLOCK && errno != EINTR) break;
+    if (!locked) usleep(kPauseUs);
+  }
+  if (!locked || fcntl(fd, F_SETLK, &mine) != 0)
     return base::ErrnoStatus(errno, "lock the box");
   return absl::OkStatus();
 }
