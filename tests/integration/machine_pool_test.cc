@@ -109,8 +109,8 @@ TEST_F(MachinePoolTest, HasNoMoreMemoryThanItMay) {
   // Room for none: what is made first shows it, and goes.
   RestartWithPool({4, 1});
   Steps([](auto&) {});
-  ASSERT_TRUE(Await([&] { return BoxesIn(Boxes()).size() > 1; })) << "one is tried";
-  ASSERT_TRUE(Await([&] { return BoxesIn(Boxes()).size() == 1; })) << "and is too much";
+  // One is tried, perhaps between two looks, and is too much.
+  ASSERT_TRUE(Await([&] { return BoxesIn(Boxes()).size() == 1; }));
   EXPECT_EQ(Run(boxes_.back(), "echo fine").out, "fine\n");
 }
 
