@@ -95,6 +95,10 @@ class Plan:
         delay = self._random.uniform(0, _STARTING_S if starting else _READY_S)
         return Strike(self._random.choice(_VICTIMS), starting, delay)
 
+    def strike_again(self, kills: int) -> None:
+        """More kills at random times."""
+        self._strikes += kills
+
     def take_back_strike(self) -> None:
         """A strike was not made: the job had ended."""
         self._strikes += 1

@@ -65,6 +65,8 @@ try:
     print("closed", flush=True)
 except ConnectionError:
     print("cut", flush=True)
+if "stay" in sys.argv:
+    sys.stdin.read()
 sys.exit(7)
 """
 
@@ -136,8 +138,9 @@ class Case(unittest.TestCase):
 
     # A command in the box that goes on; its first line is "tick".
     def begin(self, box, options, command):
-        process = subprocess.Popen(self.daemon.command("exec", *options, box, "--", *command),
+        process = subprocess.Popen(self.daemon.command("exec", *options, box, "--", *command), stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.addCleanup(process.stdin.close)
         self.addCleanup(process.stdout.close)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
@@ -173,8 +176,9 @@ class FunctionNetwork(Case):
     def check(self, box, expected):
         self.assertEqual(self.probe(box, *expected), expected)
 
-    def stream(self, box, *options):
-        return self.begin(box, options, ["python3", "-c", STREAM])
+    # With "stay" the program, and so its gate, is there until its input ends.
+    def stream(self, box, *options, stay=()):
+        return self.begin(box, options, ["python3", "-c", STREAM, *stay])
 
     def test_reaches_what_is_allowed_and_nothing_else(self):
         box = self.create("--allow", "good.example:80", "--allow", "*.wild.example", "--allow", "203.0.113.0/24:80",
@@ -258,9 +262,11 @@ print(int(s.recv(100)) == len(data))
 
     def test_a_new_policy_cuts_and_opens(self):
         box = self.create("--allow", "good.example")
-        call = self.stream(box)
+        call = self.stream(box, "-i", stay=["stay"])
         changed = self.network(box, "--allow", "other.example")
         self.assertEqual(changed["network"], {"allow": ["other.example"], "deny": [], "open": False})
+        self.assertEqual(changed["counters"]["cut"], 1)
+        call.stdin.close()
         rest = call.stdout.read().splitlines()
         self.assertEqual(rest[-1], "cut")
         self.assertEqual(call.wait(WAIT_S), 7)
