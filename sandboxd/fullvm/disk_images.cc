@@ -67,6 +67,9 @@ absl::StatusOr<std::string> CopyDisk(const UniqueFd& from, const UniqueFd& to, u
 
 }  // namespace
 
+DiskImages::DiskImages(const std::string& dir)
+    : dir_(dir), records_(dir, "disk", "import its disk again", kRecordBytesMax) {}
+
 absl::StatusOr<std::unique_ptr<DiskImages>> DiskImages::Open(const std::string& dir) {
   for (const char* const part : {"names", "files"})
     RETURN_IF_ERROR(base::MakeDirs(fmt::format("{}/{}", dir, part), 0700));
@@ -82,8 +85,8 @@ absl::StatusOr<std::unique_ptr<DiskImages>> DiskImages::Open(const std::string& 
 void DiskImages::RemoveLeftovers() const {
   std::error_code ignored;
   std::set<std::string> named;
-  for (const auto& entry : fs::directory_iterator(dir_ + "/names", ignored)) {
-    if (auto record = ReadRecord(entry.path()); record.ok()) named.insert(record->path);
+  for (const std::string& path : records_.Paths()) {
+    if (auto record = ReadRecord(path); record.ok()) named.insert(record->path);
   }
   std::vector<fs::path> leftovers;
   for (const auto& entry : fs::directory_iterator(dir_ + "/files", ignored)) {
@@ -96,36 +99,15 @@ std::string DiskImages::DiskPath(const std::string& digest) const {
   return fmt::format("{}/files/{}", dir_, digest.substr(digest.find(':') + 1));
 }
 
-// A name has slashes and a colon; its digest is a file name.
-std::string DiskImages::RecordPath(const std::string& name) const {
-  const std::string digest = Sha256Digest(name);
-  return fmt::format("{}/names/{}.json", dir_, digest.substr(digest.find(':') + 1));
-}
-
 absl::StatusOr<DiskImage> DiskImages::ReadRecord(const std::string& path) const {
-  ASSIGN_OR_RETURN(const std::string text, base::ReadFile(path, kRecordBytesMax));
-  const json record = json::parse(text, nullptr, false);
-  auto string_of = [&](const char* key) {
-    return record.is_object() && record.contains(key) && record[key].is_string()
-               ? record[key].get<std::string>()
-               : std::string();
-  };
-  auto number_of = [&](const char* key) {
-    return record.is_object() && record.contains(key) && record[key].is_number_unsigned()
-               ? record[key].get<uint64_t>()
-               : 0;
-  };
+  ASSIGN_OR_RETURN(const NamedRecord record, records_.Read(path));
+  const auto bytes = record.numbers.find("virtual");
   DiskImage disk;
-  disk.image.set_name(string_of("name"));
-  disk.image.set_digest(string_of("digest"));
-  disk.image.set_size_bytes(number_of("size"));
-  disk.image.set_layers(1);
-  disk.format = string_of("format");
-  disk.virtual_bytes = number_of("virtual");
-  if (disk.image.name().empty() || !CheckDigest(disk.image.digest(), path).ok() ||
-      (disk.format != "raw" && disk.format != "qcow2") || disk.virtual_bytes == 0) {
-    return absl::DataLossError(fmt::format("{} is malformed: import its disk again", path));
-  }
+  disk.image = record.image;
+  disk.format = record.Text("format");
+  disk.virtual_bytes = bytes == record.numbers.end() ? 0 : bytes->second;
+  if ((disk.format != "raw" && disk.format != "qcow2") || disk.virtual_bytes == 0)
+    return records_.Malformed(path);
   disk.path = DiskPath(disk.image.digest());
   return disk;
 }
@@ -164,8 +146,8 @@ absl::StatusOr<sandbox::Image> DiskImages::Import(const std::string& name,
                          {"size", bytes},
                          {"format", qcow2 ? "qcow2" : "raw"},
                          {"virtual", virtual_bytes}};
-    RETURN_IF_ERROR(base::WriteFileAtomic(RecordPath(name), record.dump()));
-    ASSIGN_OR_RETURN(const DiskImage disk, ReadRecord(RecordPath(name)));
+    RETURN_IF_ERROR(base::WriteFileAtomic(records_.Path(name), record.dump()));
+    ASSIGN_OR_RETURN(const DiskImage disk, ReadRecord(records_.Path(name)));
     return disk.image;
   };
   absl::StatusOr<sandbox::Image> kept = keep();
@@ -175,24 +157,18 @@ absl::StatusOr<sandbox::Image> DiskImages::Import(const std::string& name,
 
 absl::StatusOr<std::vector<sandbox::Image>> DiskImages::List() const {
   std::vector<sandbox::Image> images;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(dir_ + "/names", error)) {
-    ASSIGN_OR_RETURN(const DiskImage disk, ReadRecord(entry.path()));
+  for (const std::string& path : records_.Paths()) {
+    ASSIGN_OR_RETURN(const DiskImage disk, ReadRecord(path));
     images.push_back(disk.image);
   }
   return images;
 }
 
-absl::Status DiskImages::Remove(const std::string& name) {
-  RETURN_IF_ERROR(CheckImageName(name));
-  if (unlink(RecordPath(name).c_str()) == 0) return absl::OkStatus();
-  if (errno == ENOENT) return absl::NotFoundError(fmt::format("there is no disk '{}'", name));
-  return base::ErrnoStatus(errno, fmt::format("remove disk {}", name));
-}
+absl::Status DiskImages::Remove(const std::string& name) { return records_.Remove(name); }
 
 absl::StatusOr<std::optional<DiskImage>> DiskImages::Find(const std::string& name) const {
   RETURN_IF_ERROR(CheckImageName(name));
-  absl::StatusOr<DiskImage> disk = ReadRecord(RecordPath(name));
+  absl::StatusOr<DiskImage> disk = ReadRecord(records_.Path(name));
   if (absl::IsNotFound(disk.status())) return std::nullopt;
   RETURN_IF_ERROR(disk.status());
   if (access(disk->path.c_str(), R_OK) != 0) {

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
+#include "sandboxd/image/named_records.h"
 
 namespace reprise::sandboxd {
 
@@ -38,13 +39,13 @@ class DiskImages {
   absl::StatusOr<std::optional<DiskImage>> Find(const std::string& name) const;
 
  private:
-  explicit DiskImages(std::string dir) : dir_(std::move(dir)) {}
+  explicit DiskImages(const std::string& dir);
   std::string DiskPath(const std::string& digest) const;
-  std::string RecordPath(const std::string& name) const;
   absl::StatusOr<DiskImage> ReadRecord(const std::string& path) const;
   void RemoveLeftovers() const;
 
   const std::string dir_;
+  const NamedRecords records_;
 };
 
 }  // namespace reprise::sandboxd

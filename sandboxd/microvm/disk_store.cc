@@ -95,10 +95,8 @@ absl::Status MakeBusyboxRoot(const std::string& root) {
 
 }  // namespace
 
-struct DiskStore::Record {
-  sandbox::Image image;
-  std::string config_json;
-};
+DiskStore::DiskStore(const std::string& dir)
+    : dir_(dir), records_(dir, "image", "import its image again", kRecordBytesMax) {}
 
 absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(const std::string& dir) {
   for (const char* const part : {"names", "disks"})
@@ -115,8 +113,8 @@ absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(const std::string& di
 void DiskStore::RemoveLeftovers() const {
   std::error_code ignored;
   std::set<std::string> named;
-  for (const auto& entry : fs::directory_iterator(dir_ + "/names", ignored)) {
-    if (auto record = ReadRecord(entry.path()); record.ok())
+  for (const std::string& path : records_.Paths()) {
+    if (auto record = records_.Read(path); record.ok())
       named.insert(DiskPath(record->image.digest()));
   }
   std::vector<fs::path> leftovers;
@@ -131,35 +129,6 @@ void DiskStore::RemoveLeftovers() const {
 
 std::string DiskStore::DiskPath(const std::string& digest) const {
   return fmt::format("{}/disks/{}.erofs", dir_, digest.substr(digest.find(':') + 1));
-}
-
-// A name has slashes and a colon; its digest is a file name.
-std::string DiskStore::RecordPath(const std::string& name) const {
-  const std::string digest = Sha256Digest(name);
-  return fmt::format("{}/names/{}.json", dir_, digest.substr(digest.find(':') + 1));
-}
-
-absl::StatusOr<DiskStore::Record> DiskStore::ReadRecord(const std::string& path) const {
-  ASSIGN_OR_RETURN(const std::string text, base::ReadFile(path, kRecordBytesMax));
-  const json record = json::parse(text, nullptr, false);
-  auto field = [&](const char* key) {
-    return record.is_object() && record.contains(key) && record[key].is_string()
-               ? record[key].get<std::string>()
-               : std::string();
-  };
-  Record out;
-  out.image.set_name(field("name"));
-  out.image.set_digest(field("digest"));
-  out.config_json = field("config");
-  if (out.image.name().empty() || !CheckDigest(out.image.digest(), path).ok())
-    return absl::DataLossError(fmt::format("{} is malformed: import its image again", path));
-  for (const auto& [key, set] :
-       {std::pair<const char*, std::function<void(uint64_t)>>{
-            "size", [&](uint64_t value) { out.image.set_size_bytes(value); }},
-        {"layers", [&](uint64_t value) { out.image.set_layers(static_cast<uint32_t>(value)); }}}) {
-    if (record.contains(key) && record[key].is_number_unsigned()) set(record[key].get<uint64_t>());
-  }
-  return out;
 }
 
 absl::Status DiskStore::MakeDisk(const std::string& root, const std::string& digest) const {
@@ -196,39 +165,33 @@ absl::StatusOr<sandbox::Image> DiskStore::Import(const std::string& name,
                        {"size", size},
                        {"layers", bundle.layers.size()},
                        {"config", bundle.config_json}};
-  RETURN_IF_ERROR(base::WriteFileAtomic(RecordPath(name), record.dump()));
-  ASSIGN_OR_RETURN(const Record stored, ReadRecord(RecordPath(name)));
+  RETURN_IF_ERROR(base::WriteFileAtomic(records_.Path(name), record.dump()));
+  ASSIGN_OR_RETURN(const NamedRecord stored, records_.Read(records_.Path(name)));
   return stored.image;
 }
 
 absl::StatusOr<std::vector<sandbox::Image>> DiskStore::List() {
   std::vector<sandbox::Image> images;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(dir_ + "/names", error)) {
-    ASSIGN_OR_RETURN(const Record record, ReadRecord(entry.path()));
+  for (const std::string& path : records_.Paths()) {
+    ASSIGN_OR_RETURN(const NamedRecord record, records_.Read(path));
     images.push_back(record.image);
   }
   return images;
 }
 
-absl::Status DiskStore::Remove(const std::string& name) {
-  RETURN_IF_ERROR(CheckImageName(name));
-  if (unlink(RecordPath(name).c_str()) == 0) return absl::OkStatus();
-  if (errno == ENOENT) return absl::NotFoundError(fmt::format("there is no image '{}'", name));
-  return base::ErrnoStatus(errno, fmt::format("remove image {}", name));
-}
+absl::Status DiskStore::Remove(const std::string& name) { return records_.Remove(name); }
 
 absl::StatusOr<Disk> DiskStore::Resolve(const std::string& name) {
   if (name.empty()) return DefaultRoot();
   RETURN_IF_ERROR(CheckImageName(name));
-  absl::StatusOr<Record> record = ReadRecord(RecordPath(name));
+  absl::StatusOr<NamedRecord> record = records_.Read(records_.Path(name));
   if (absl::IsNotFound(record.status())) {
     return absl::NotFoundError(
         fmt::format("there is no image '{}': import it first (reprise image import)", name));
   }
   RETURN_IF_ERROR(record.status());
   Disk disk{DiskPath(record->image.digest()), record->image.digest(), {}};
-  ASSIGN_OR_RETURN(disk.config, ParseConfig(record->config_json, fmt::format("image {}", name)));
+  ASSIGN_OR_RETURN(disk.config, ParseConfig(record->Text("config"), fmt::format("image {}", name)));
   if (access(disk.path.c_str(), R_OK) != 0)
     return absl::DataLossError(
         fmt::format("the disk {} of image '{}' is gone: import it again", disk.path, name));

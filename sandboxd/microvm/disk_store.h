@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "sandboxd/image/image_config.h"
+#include "sandboxd/image/named_records.h"
 
 namespace reprise::sandboxd::microvm {
 
@@ -36,16 +37,14 @@ class DiskStore {
   absl::StatusOr<Disk> Resolve(const std::string& name);
 
  private:
-  struct Record;
-  explicit DiskStore(std::string dir) : dir_(std::move(dir)) {}
+  explicit DiskStore(const std::string& dir);
   std::string DiskPath(const std::string& digest) const;
-  std::string RecordPath(const std::string& name) const;
-  absl::StatusOr<Record> ReadRecord(const std::string& path) const;
   absl::Status MakeDisk(const std::string& root, const std::string& digest) const;
   absl::StatusOr<Disk> DefaultRoot();
   void RemoveLeftovers() const;
 
   const std::string dir_;
+  const NamedRecords records_;
   absl::Mutex default_mutex_;  // the default root is made once
 };
 

@@ -82,6 +82,9 @@ struct SnapshotStore::Record {
   std::string dir, template_id;
 };
 
+SnapshotStore::SnapshotStore(const std::string& dir)
+    : dir_(dir), records_(dir, "image", "its snapshot is lost", kRecordBytesMax) {}
+
 absl::StatusOr<std::unique_ptr<SnapshotStore>> SnapshotStore::Open(const std::string& dir) {
   for (const char* const part : {"names", "machines", "templates"})
     RETURN_IF_ERROR(base::MakeDirs(fmt::format("{}/{}", dir, part), 0700));
@@ -91,36 +94,17 @@ absl::StatusOr<std::unique_ptr<SnapshotStore>> SnapshotStore::Open(const std::st
   return store;
 }
 
-// A name has slashes and a colon; its digest is a file name.
-std::string SnapshotStore::NamePath(const std::string& name) const {
-  const std::string digest = Sha256Digest(name);
-  return fmt::format("{}/names/{}.json", dir_, digest.substr(digest.find(':') + 1));
-}
-
 std::string SnapshotStore::TemplatePath(const std::string& template_id) const {
   return fmt::format("{}/templates/{}", dir_, template_id);
 }
 
 absl::StatusOr<SnapshotStore::Record> SnapshotStore::ReadRecord(const std::string& path) const {
-  ASSIGN_OR_RETURN(const std::string text, base::ReadFile(path, kRecordBytesMax));
-  const json record = json::parse(text, nullptr, false);
-  auto field = [&](const char* key) {
-    return record.is_object() && record.contains(key) && record[key].is_string()
-               ? record[key].get<std::string>()
-               : std::string();
-  };
-  Record out;
-  out.image.set_name(field("name"));
-  out.image.set_digest(field("digest"));
-  out.dir = field("dir");
-  out.template_id = field("template");
-  if (out.image.name().empty() || !CheckDigest(out.image.digest(), path).ok() ||
-      !base::CheckId(out.dir, "dir").ok() || !base::CheckId(out.template_id, "template").ok() ||
-      !record.contains("size") || !record["size"].is_number_unsigned()) {
-    return absl::DataLossError(fmt::format("{} is malformed: its snapshot is lost", path));
+  ASSIGN_OR_RETURN(const NamedRecord record, records_.Read(path));
+  const Record out{record.image, record.Text("dir"), record.Text("template")};
+  if (!base::CheckId(out.dir, "dir").ok() || !base::CheckId(out.template_id, "template").ok() ||
+      !record.numbers.contains("size")) {
+    return records_.Malformed(path);
   }
-  out.image.set_size_bytes(record["size"].get<uint64_t>());
-  out.image.set_layers(1);
   return out;
 }
 
@@ -133,8 +117,8 @@ bool SnapshotStore::HasTemplate(const std::string& template_id) const {
 void SnapshotStore::RemoveUnnamed() const {
   std::set<std::string> machines, templates;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(dir_ + "/names", error)) {
-    const absl::StatusOr<Record> record = ReadRecord(entry.path());
+  for (const std::string& path : records_.Paths()) {
+    const absl::StatusOr<Record> record = ReadRecord(path);
     if (!record.ok()) {
       base::LogWarn(std::string(record.status().message()));
       return;  // nothing goes that it may have had
@@ -189,14 +173,14 @@ absl::StatusOr<SnapshotImage> SnapshotStore::Add(const std::string& name, const 
                        {"size", made.image.size_bytes()},
                        {"dir", dir},
                        {"template", machine.template_id}};
-  RETURN_IF_ERROR(base::WriteFileAtomic(NamePath(name), record.dump()));
+  RETURN_IF_ERROR(base::WriteFileAtomic(records_.Path(name), record.dump()));
   return made;
 }
 
 absl::StatusOr<std::optional<MachineSnapshot>> SnapshotStore::Find(const std::string& name) const {
   if (!CheckImageName(name).ok()) return std::nullopt;
   absl::MutexLock lock(&mutex_);
-  absl::StatusOr<Record> record = ReadRecord(NamePath(name));
+  absl::StatusOr<Record> record = ReadRecord(records_.Path(name));
   if (absl::IsNotFound(record.status())) return std::nullopt;
   RETURN_IF_ERROR(record.status());
   MachineSnapshot found;
@@ -216,21 +200,16 @@ absl::StatusOr<std::optional<MachineSnapshot>> SnapshotStore::Find(const std::st
 absl::StatusOr<std::vector<sandbox::Image>> SnapshotStore::List() const {
   absl::MutexLock lock(&mutex_);
   std::vector<sandbox::Image> images;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(dir_ + "/names", error)) {
-    ASSIGN_OR_RETURN(const Record record, ReadRecord(entry.path()));
+  for (const std::string& path : records_.Paths()) {
+    ASSIGN_OR_RETURN(const Record record, ReadRecord(path));
     images.push_back(record.image);
   }
   return images;
 }
 
 absl::Status SnapshotStore::Remove(const std::string& name) {
-  RETURN_IF_ERROR(CheckImageName(name));
   absl::MutexLock lock(&mutex_);
-  if (unlink(NamePath(name).c_str()) != 0) {
-    if (errno == ENOENT) return absl::NotFoundError(fmt::format("there is no image '{}'", name));
-    return base::ErrnoStatus(errno, fmt::format("remove snapshot {}", name));
-  }
+  RETURN_IF_ERROR(records_.Remove(name));
   RemoveUnnamed();
   return absl::OkStatus();
 }

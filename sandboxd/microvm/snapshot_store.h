@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
+#include "sandboxd/image/named_records.h"
 #include "sandboxd/microvm/template_store.h"
 #include "sandboxd/microvm/vm_config.h"
 #include "sandboxd/substrate.h"
@@ -49,13 +50,13 @@ class SnapshotStore {
 
  private:
   struct Record;
-  explicit SnapshotStore(std::string dir) : dir_(std::move(dir)) {}
-  std::string NamePath(const std::string& name) const;
+  explicit SnapshotStore(const std::string& dir);
   std::string TemplatePath(const std::string& template_id) const;
   absl::StatusOr<Record> ReadRecord(const std::string& path) const;
   void RemoveUnnamed() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::string dir_;
+  const NamedRecords records_;
   mutable absl::Mutex mutex_;  // held while names change
 };
 
