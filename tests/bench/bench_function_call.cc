@@ -25,6 +25,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "sandboxd/function/function_tier.h"
+#include "tests/bench/support.h"
 #include "tests/security/tier_call.h"
 
 extern char** environ;
@@ -45,13 +46,6 @@ struct Kind {
   int calls = 0;
   std::vector<double> us;
 };
-
-double Percentile(std::vector<double> values, double part) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1,
-                         static_cast<size_t>(part * static_cast<double>(values.size())))];
-}
 
 bool RunProgram(const std::vector<std::string>& words) {
   std::vector<char*> argv;

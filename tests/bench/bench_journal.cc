@@ -28,6 +28,7 @@
 #include "replay/keys.h"
 #include "replay/trajectory_log.h"
 #include "storage/store.h"
+#include "tests/bench/support.h"
 
 namespace reprise::replay {
 namespace {
@@ -57,14 +58,6 @@ struct Kind {
 
   double Rate() const { return static_cast<double>(us.size()) / seconds; }
 };
-
-double Percentile(std::vector<double> values, double part) {
-  if (values.empty()) return 0;
-  size_t at =
-      std::min(values.size() - 1, static_cast<size_t>(part * static_cast<double>(values.size())));
-  std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(at), values.end());
-  return values[at];
-}
 
 std::string TrajectoryOf(size_t appender) { return fmt::format("bench/{:06}/0", appender); }
 

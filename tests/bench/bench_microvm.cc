@@ -25,6 +25,7 @@
 #include "sandboxd/microvm/box.h"
 #include "sandboxd/microvm/initramfs.h"
 #include "sandboxd/microvm/microvm_tier.h"
+#include "tests/bench/support.h"
 #include "tests/security/tier_call.h"
 
 extern char** environ;
@@ -34,13 +35,6 @@ namespace {
 
 constexpr char kQemu[] = "/usr/bin/qemu-system-x86_64";
 constexpr uint64_t kMemoryBytes = 128 << 20;
-
-double Percentile(std::vector<double> values, double part) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1,
-                         static_cast<size_t>(part * static_cast<double>(values.size())))];
-}
 
 bool RunProgram(const std::vector<std::string>& words) {
   std::vector<char*> argv;

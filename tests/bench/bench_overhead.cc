@@ -20,6 +20,7 @@
 #include "rollout/job_table.h"
 #include "rollout/sandboxes.h"
 #include "storage/store.h"
+#include "tests/bench/support.h"
 
 namespace reprise::rollout {
 namespace {
@@ -29,13 +30,6 @@ constexpr size_t kSequences = 64;
 constexpr int kGroupSize = 4;
 constexpr int kRounds = 7;  // the median of each is reported
 constexpr double kLoopBar = 0.95, kLogBar = 0.97;
-
-template <typename T>
-T OrExit(absl::StatusOr<T> value) {
-  if (value.ok()) return *std::move(value);
-  fmt::print(stderr, "bench_overhead: {}\n", value.status().ToString());
-  std::exit(1);
-}
 
 // Answers every call at once with the same number.
 class InstantSandboxes final : public Sandboxes {
@@ -172,11 +166,6 @@ double RunBare(engine::Engine* engine, const std::vector<replay::TrajectoryState
   return static_cast<double>(stopwatch.ElapsedMicros()) / 1e6;
 }
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 int Main(const std::string& directory) {
   const std::array<std::pair<const char*, storage::Durability>, 3> kinds = {
       {{"none", storage::Durability::kNone},
@@ -216,13 +205,14 @@ int Main(const std::string& directory) {
       "{} sequences at one time, {} tokens sampled, {} calls that take no time, journals in {}\n",
       kSequences, sampled, calls, directory);
   fmt::print("{:28}{:>14}{:>16}{:>20}\n", "", "tokens/s", "of the engine's", "of no log on disk");
-  fmt::print("{:28}{:14.0f}\n", "engine alone", static_cast<double>(sampled) / Median(bare));
+  fmt::print("{:28}{:14.0f}\n", "engine alone",
+             static_cast<double>(sampled) / Percentile(bare, 0.5));
   for (size_t i = 0; i < kinds.size(); ++i) {
     fmt::print("{:28}{:14.0f}{:15.1f}%{:19.1f}%\n", fmt::format("rollout loop, {}", kinds[i].first),
-               static_cast<double>(sampled) / Median(whole[i]), 100 * Median(against_bare[i]),
-               100 * Median(against_none[i]));
+               static_cast<double>(sampled) / Percentile(whole[i], 0.5),
+               100 * Percentile(against_bare[i], 0.5), 100 * Percentile(against_none[i], 0.5));
   }
-  const double loop = Median(against_bare[2]), log = Median(against_none[2]);
+  const double loop = Percentile(against_bare[2], 0.5), log = Percentile(against_none[2], 0.5);
   fmt::print("bars: loop with fsync >= {:.0f} % of the engine: {}; fsync >= {:.0f} % of none: {}\n",
              100 * kLoopBar, loop >= kLoopBar ? "met" : "missed", 100 * kLogBar,
              log >= kLogBar ? "met" : "missed");

@@ -33,6 +33,7 @@
 #include "rollout/identity.h"
 #include "rollout/scheduler.h"
 #include "storage/store.h"
+#include "tests/bench/support.h"
 
 extern char** environ;
 
@@ -49,17 +50,6 @@ constexpr size_t kPrompt = 288, kSampled = 46,
 constexpr size_t kResultBytes = 1024;  // output of a call
 constexpr size_t kDecoded = 8;         // trajectories that the engine makes again, at one time
 constexpr double kMemoryBarUs = 50, kDiskBarUs = 200;
-
-void OrExit(const absl::Status& status) {
-  if (status.ok()) return;
-  fmt::print(stderr, "bench_resume: {}\n", status.ToString());
-  std::exit(1);
-}
-template <typename T>
-T OrExit(absl::StatusOr<T> value) {
-  OrExit(value.status());
-  return *std::move(value);
-}
 
 std::string IdOf(size_t trajectory) {
   return TrajectoryId("bench", static_cast<uint32_t>(trajectory), 0);
@@ -144,13 +134,6 @@ void DropCaches(const std::string& directory) {
       ::posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED);
     }
   }
-}
-
-double Percentile(std::vector<double> values, double part) {
-  const size_t at =
-      std::min(values.size() - 1, static_cast<size_t>(part * static_cast<double>(values.size())));
-  std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(at), values.end());
-  return values[at];
 }
 
 std::unique_ptr<storage::Store> OpenStore(const std::string& path,
