@@ -9,8 +9,12 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import time
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import processes  # noqa: E402
 
 _GROUP_PREFIX = "reprise-fn-"
 _END_S = 15  # for what ends by itself to have ended
@@ -18,17 +22,7 @@ _END_S = 15  # for what ends by itself to have ended
 
 def processes_of(directory: Path) -> dict[int, str]:
     """Processes whose command line names `directory`, this one left out."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        try:
-            line = Path("/proc", entry, "cmdline").read_bytes()
-        except OSError:
-            continue  # it ended
-        if os.fsencode(str(directory)) in line:
-            found[int(entry)] = line.replace(b"\0", b" ").decode(errors="replace").strip()
-    return found
+    return processes.naming(str(directory))
 
 
 def groups_of(directory: Path) -> set[str]:

@@ -8,8 +8,12 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import processes  # noqa: E402
 
 HELPERS_END_S = 2
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../..")
@@ -77,7 +81,7 @@ class DaemonProcess:
     def close(self):
         code = self.stop()
         end = time.monotonic() + HELPERS_END_S
-        while (helpers := self.helpers()) and time.monotonic() < end:
+        while (helpers := processes.naming(self.state + "/")) and time.monotonic() < end:
             time.sleep(0.02)  # between two looks
         for pid in helpers:
             try:
@@ -87,17 +91,10 @@ class DaemonProcess:
         shutil.rmtree(self.state, ignore_errors=True)
         return code
 
-    # Processes that name the state directory in their command line.
-    def helpers(self):
-        mine, found = (self.state + "/").encode(), []
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as words:
-                    if mine in words.read():
-                        found.append(int(pid))
-            except OSError:
-                pass  # gone meanwhile
-        return found
+    # Imports the root file system or archive at `path` as an image.
+    def import_image(self, name, path):
+        subprocess.run([os.path.join(self.bin_dir, "reprise"), "image", "import", name, path, "--server",
+                        f"unix:{self.state}/sandboxd.sock"], check=True, stdout=subprocess.DEVNULL)
 
     # The header that shows the owner's token.
     def owner(self):

@@ -345,8 +345,7 @@ class ContainerNetwork(Case):
         cls.addClassCleanup(cls.containerd.close)
         cls.use(Sandboxd(cls.containerd.address), "container")
         cls.addClassCleanup(cls.remove_all)
-        subprocess.run([os.path.join(BIN_DIR, "reprise"), "image", "import", "base", cls.containerd.root, "--state",
-                        cls.daemon.state], check=True, stdout=subprocess.DEVNULL)
+        cls.daemon.import_image("base", cls.containerd.root)
 
     @classmethod
     def remove_all(cls):

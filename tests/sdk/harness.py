@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 import traceback
 
@@ -58,8 +57,7 @@ def served(bin_dir):
     daemon = Daemon(bin_dir, "--containerd", containerd.address if containerd else "")
     try:
         if containerd:
-            subprocess.run([os.path.join(bin_dir, "reprise"), "image", "import", "base", containerd.root, "--server",
-                            f"unix:{daemon.state}/sandboxd.sock"], check=True, stdout=subprocess.DEVNULL)
+            daemon.import_image("base", containerd.root)
         yield daemon, "base" if containerd else None
         for box in daemon.request("GET", "/sandboxes").json():
             daemon.request("DELETE", f"/sandboxes/{box['sandboxID']}")

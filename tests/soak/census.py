@@ -3,28 +3,31 @@
 import collections
 import os
 import subprocess
+import sys
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import processes  # noqa: E402
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
-def _processes():
+# Parents, by pid.
+def _parents():
+    found = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{entry}/stat") as file:
                 # The name may contain anything but ends with the last parenthesis.
-                parent = int(file.read().rpartition(")")[2].split()[1])
-            with open(f"/proc/{entry}/cmdline", "rb") as file:
-                yield int(entry), parent, file.read()
+                found[int(entry)] = int(file.read().rpartition(")")[2].split()[1])
         except OSError:
             continue  # it ended
+    return found
 
 
 # Processes that name one of `directories` in their command line, and all below them.
 def processes_of(directories):
-    wanted = [os.fsencode(directory) for directory in directories]
-    everything = list(_processes())
-    found = {pid for pid, _, line in everything if pid != os.getpid() and any(one in line for one in wanted)}
-    while more := {pid for pid, parent, _ in everything if parent in found} - found:
+    found, parents = set(processes.naming(*directories)), _parents()
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return found
 

@@ -34,8 +34,7 @@ class Soak:
         self.cgroups = census.Cgroups()
         self.directories = [self.daemon.state] + ([self.containerd.scratch] if self.containerd else [])
         if self.containerd:
-            subprocess.run([os.path.join(bin_dir, "reprise"), "image", "import", "base", self.containerd.root, "--server",
-                            f"unix:{self.daemon.state}/sandboxd.sock"], check=True, stdout=subprocess.DEVNULL)
+            self.daemon.import_image("base", self.containerd.root)
 
     def close(self):
         self.daemon.close()

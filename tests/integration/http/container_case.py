@@ -1,7 +1,5 @@
 """What tests over HTTP on the container tier begin with: a containerd, a sandboxd, and the image "base"."""
 
-import os
-import subprocess
 import unittest
 
 import containers
@@ -17,9 +15,7 @@ class ContainerCase(unittest.TestCase):
             raise unittest.SkipTest(reason)
         cls.containerd = containers.Containerd()
         cls.daemon = Daemon(cls.bin_dir, "--containerd", cls.containerd.address)
-        subprocess.run([os.path.join(cls.bin_dir, "reprise"), "image", "import", "base", cls.containerd.root,
-                        "--server", f"unix:{cls.daemon.state}/sandboxd.sock"], check=True,
-                       stdout=subprocess.DEVNULL)
+        cls.daemon.import_image("base", cls.containerd.root)
 
     @classmethod
     def tearDownClass(cls):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import unittest
@@ -151,8 +150,7 @@ class Files(unittest.TestCase):
         containerd = containers.Containerd()
         daemon = Daemon(BIN_DIR, "--containerd", containerd.address)
         try:
-            subprocess.run([os.path.join(BIN_DIR, "reprise"), "image", "import", "base", containerd.root, "--server",
-                            f"unix:{daemon.state}/sandboxd.sock"], check=True, stdout=subprocess.DEVNULL)
+            daemon.import_image("base", containerd.root)
             session = Session(daemon)
             box = session.done("create_sandbox", tier="container", image="base")["sandbox"]
             session.done("write_file", sandbox=box, path="d/text", content="grüße\n")
