@@ -64,7 +64,7 @@ class DaemonImpl final : public Daemon {
 
     auto health = [store = store_.get()] { return store->health(); };
     SandboxManager::Tiers tiers;
-    for (const auto& substrate : substrates_) tiers[substrate->Describe().tier()] = substrate.get();
+    for (const auto& substrate : substrates_) tiers[substrate->tier()] = substrate.get();
     SandboxOptions sandbox_options;
     sandbox_options.bind_roots = options.bind_roots;
     sandbox_options.sandboxes_max = options.sandboxes_max;

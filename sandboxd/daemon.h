@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "sandboxd/limits.h"
 #include "storage/store.h"
 
 namespace reprise::sandboxd {
@@ -33,7 +34,7 @@ struct DaemonOptions {
   int machine_pool = 0;         // machines that wait for a sandbox, of each kind and tier
   uint64_t machine_pool_bytes = 1ull << 30;  // memory of their own that they may have, of each tier
   bool probe_machines = false;  // run the microvm tier's probe guest at the start, not with the first sandbox
-  size_t sandboxes_max = 10000;    // that are not stopped
+  size_t sandboxes_max = kSandboxesMax;  // that are not stopped
   uint64_t memory_bytes_max = 0;   // of the limits of all live sandboxes together; 0 = no bound
   bool chunk_images = false;       // images in chunks, read on demand (container tier)
   std::string image_cold;          // their cold tier: a directory or s3://BUCKET?region=...; "" = none

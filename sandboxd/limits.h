@@ -32,6 +32,9 @@ inline constexpr size_t kPathBytesMax = 4095;        // PATH_MAX without the NUL
 inline constexpr size_t kNameBytesMax = 256;         // image, runtime, user, TERM
 inline constexpr uint32_t kTerminalSideMax = 65535;  // rows or columns
 
+// Sandboxes of one daemon that are not stopped, where it was not told another bound.
+inline constexpr size_t kSandboxesMax = 10000;
+
 // The largest value of each limit.
 inline constexpr uint64_t kTimeoutMsMax = 7ull * 24 * 3600 * 1000;
 inline constexpr uint64_t kMemoryBytesMax = 16ull << 40;

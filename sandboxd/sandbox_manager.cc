@@ -20,7 +20,7 @@ namespace journal = replay::journal;
 SandboxManager::SandboxManager(SandboxOptions options, replay::CallLog* log, Tiers tiers)
     : options_(std::move(options)), log_(log), tiers_(std::move(tiers)) {
   for (const auto& [tier, substrate] : tiers_)
-    default_limits_[tier] = substrate->Describe().default_limits();
+    default_limits_[tier] = substrate->default_limits();
 }
 
 // ---- the table

@@ -20,6 +20,7 @@
 #include "replay/call_log.h"
 #include "reprise/sandbox/v1/sandbox.pb.h"
 #include "sandboxd/core_metrics.h"
+#include "sandboxd/limits.h"
 #include "sandboxd/substrate.h"
 
 namespace reprise::sandboxd {
@@ -31,8 +32,6 @@ inline constexpr std::string_view kSnapshotImagePrefix = "snapshots/";
 inline constexpr char kCallSnapshots[] = "call/";
 inline constexpr char kForkSnapshots[] = "fork/";
 inline constexpr char kRestoreSnapshots[] = "restored/";
-
-inline constexpr size_t kSandboxesMax = 10000;
 
 struct SandboxOptions {
   std::vector<std::string> bind_roots;

@@ -88,7 +88,10 @@ class Substrate {
  public:
   virtual ~Substrate() = default;
 
-  // Tier, usability on this host with its reason, verbs, default limits.
+  // What it is, and the limits of calls that ask for none: known without a look at the host.
+  virtual sandbox::Tier tier() const = 0;
+  virtual sandbox::Limits default_limits() const = 0;
+  // Both, usability on this host with its reason, verbs. May try the host out.
   virtual sandbox::TierInfo Describe() = 0;
   // Whether what one call leaves is there for the next.
   virtual bool KeepsState() const { return true; }

@@ -86,6 +86,8 @@ class ContainerTier final : public AgentTier {
 
   ImageStore* images() { return &images_; }
 
+  sandbox::Tier tier() const override { return sandbox::TIER_CONTAINER; }
+  sandbox::Limits default_limits() const override { return DefaultLimits(); }
   sandbox::TierInfo Describe() override {
     absl::MutexLock lock(&describe_mutex_);
     const int64_t now = base::MonotonicMicros();
@@ -274,7 +276,7 @@ class ContainerTier final : public AgentTier {
 
   sandbox::TierInfo DescribeNow() {
     sandbox::TierInfo info;
-    info.set_tier(sandbox::TIER_CONTAINER);
+    info.set_tier(tier());
     *info.mutable_default_limits() = DefaultLimits();
     for (const char* const verb : {"create", "execute", "stdin", "pty", "signal", "stop", "files",
                                    "watch", "pause", "resume", "images", "snapshot", "fork"}) {

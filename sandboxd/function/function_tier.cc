@@ -99,9 +99,11 @@ class FunctionTier final : public Substrate {
                             static_cast<size_t>(std::max(options_.max, 1))});
   }
 
+  sandbox::Tier tier() const override { return sandbox::TIER_FUNCTION; }
+  sandbox::Limits default_limits() const override { return DefaultLimits(); }
   sandbox::TierInfo Describe() override {
     sandbox::TierInfo info;
-    info.set_tier(sandbox::TIER_FUNCTION);
+    info.set_tier(tier());
     std::string note;
     const absl::Status usable = supply_->usable(&note);
     info.set_usable(usable.ok());

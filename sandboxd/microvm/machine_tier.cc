@@ -141,9 +141,11 @@ MachineTier::MachineTier(Parts parts)
           base::LogWarn(std::string(removed.message()));
       }) {}
 
+sandbox::Limits MachineTier::default_limits() const { return DefaultLimits(); }
+
 sandbox::TierInfo MachineTier::Describe() {
   sandbox::TierInfo info;
-  info.set_tier(kind_.tier);
+  info.set_tier(tier());
   *info.mutable_default_limits() = DefaultLimits();
   for (const char* const verb : {"create", "execute", "stdin", "pty", "signal", "stop", "files",
                                  "watch", "pause", "resume", "images"}) {

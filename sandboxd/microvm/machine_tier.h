@@ -71,6 +71,8 @@ class MachineTier : public AgentTier {
   // Runs the probe guest where nothing is known; what it finds shows in Describe.
   absl::Status Probe();
 
+  sandbox::Tier tier() const override { return kind_.tier; }
+  sandbox::Limits default_limits() const override;
   sandbox::TierInfo Describe() override;
   absl::StatusOr<std::string> CreateSandbox(const std::string& id, const sandbox::SandboxSpec& spec,
                                             std::vector<sandbox::StepTime>* steps) override;

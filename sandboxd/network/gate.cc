@@ -36,7 +36,6 @@ constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 // On the host: a user that nothing else is.
 constexpr uid_t kGateUid = 0x77000000;
 constexpr rlim_t kDescriptors = 4 * (kConnectionsMax + kFlowsMax);
-constexpr size_t kRequestBytesMax = kRulesMax * (kRuleBytesMax + 8);
 constexpr std::string_view kSet = "set\n", kCounters = "counters\n";
 
 // For every thread of the process: the C library tells them all. No file can be named any more.
@@ -89,7 +88,7 @@ class Gate {
   asio::awaitable<void> Serve(stream_protocol::socket client) {
     std::string request;
     auto [error, count] =
-        co_await asio::async_read(client, asio::dynamic_buffer(request, kRequestBytesMax), kAwait);
+        co_await asio::async_read(client, asio::dynamic_buffer(request, kPolicyBytesMax), kAwait);
     const std::string answer = error == asio::error::eof ? Answer(request) : "error too long\n";
     co_await asio::async_write(client, asio::buffer(answer), kAwait);
   }

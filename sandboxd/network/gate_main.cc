@@ -27,7 +27,6 @@ using namespace reprise;  // NOLINT: a program of one file
 namespace network = sandboxd::network;
 
 constexpr int kBacklog = 16;
-constexpr size_t kPolicyBytesMax = network::kRulesMax * (network::kRuleBytesMax + 8);
 
 absl::StatusOr<network::Endpoint> ParseResolver(const std::string& text) {
   network::Endpoint endpoint;
@@ -57,7 +56,7 @@ absl::StatusOr<base::UniqueFd> Listen() {
 }
 
 absl::StatusOr<std::string> ReadPolicy() {
-  std::string text(kPolicyBytesMax + 1, '\0');
+  std::string text(network::kPolicyBytesMax + 1, '\0');
   const ssize_t count = pread(network::kGatePolicy, text.data(), text.size(), 0);
   if (count < 0) return base::ErrnoStatus(errno, "read the policy");
   text.resize(static_cast<size_t>(count));

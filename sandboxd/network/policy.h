@@ -22,6 +22,8 @@ namespace reprise::sandboxd::network {
 
 inline constexpr size_t kRulesMax = 256;      // of one policy
 inline constexpr size_t kRuleBytesMax = 300;  // one rule as text
+// Of Policy::Text, with the word before each rule.
+inline constexpr size_t kPolicyBytesMax = kRulesMax * (kRuleBytesMax + 8);
 inline constexpr size_t kNameBytesMax = 253;  // a host name
 inline constexpr uint16_t kDnsPort = 53;
 

@@ -190,18 +190,23 @@ std::vector<int> ScriptedSubstrate::signals_of(const std::string& call_id) const
   return jobs_.at(call_id)->signals;
 }
 
+sandbox::Limits ScriptedSubstrate::default_limits() const {
+  sandbox::Limits limits;
+  limits.set_timeout_ms(10000);
+  limits.set_memory_bytes(1 << 28);
+  limits.set_pids(32);
+  limits.set_cpu_ms(10000);
+  limits.set_file_bytes(1 << 24);
+  limits.set_disk_bytes(1 << 26);
+  limits.set_open_files(64);
+  return limits;
+}
+
 sandbox::TierInfo ScriptedSubstrate::Describe() {
   sandbox::TierInfo info;
-  info.set_tier(sandbox::TIER_FUNCTION);
+  info.set_tier(tier());
   info.set_usable(true);
-  sandbox::Limits* limits = info.mutable_default_limits();
-  limits->set_timeout_ms(10000);
-  limits->set_memory_bytes(1 << 28);
-  limits->set_pids(32);
-  limits->set_cpu_ms(10000);
-  limits->set_file_bytes(1 << 24);
-  limits->set_disk_bytes(1 << 26);
-  limits->set_open_files(64);
+  *info.mutable_default_limits() = default_limits();
   (*info.mutable_verbs())["snapshot"] = "yes";
   return info;
 }

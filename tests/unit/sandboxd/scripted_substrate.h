@@ -59,6 +59,8 @@ class ScriptedSubstrate final : public Substrate {
   std::vector<int> signals_of(const std::string& call_id) const;
 
   // ---- Substrate
+  sandbox::Tier tier() const override { return sandbox::TIER_FUNCTION; }
+  sandbox::Limits default_limits() const override;
   sandbox::TierInfo Describe() override;
   void Shutdown() override {}
   absl::StatusOr<std::string> CreateSandbox(const std::string& id, const sandbox::SandboxSpec& spec,
